@@ -1,0 +1,1 @@
+//! The bundled CNI plugins, one program and a library.

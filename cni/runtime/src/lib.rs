@@ -1,0 +1,1 @@
+//! CNI: configuration, plugin chains, network namespaces.

@@ -1,0 +1,223 @@
+//! Platforms: what they are called, and which run where.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// An operating system on a processor, as images and clients name it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, Deserialize)]
+pub struct Platform {
+    /// Such as `amd64`.
+    #[serde(default)]
+    pub architecture: String,
+    /// Such as `linux`.
+    #[serde(default)]
+    pub os: String,
+    /// Windows builds.
+    #[serde(rename = "os.version", default, skip_serializing_if = "String::is_empty")]
+    pub os_version: String,
+    /// Windows features.
+    #[serde(rename = "os.features", default, skip_serializing_if = "Vec::is_empty")]
+    pub os_features: Vec<String>,
+    /// Such as `v7` of arm.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub variant: String,
+}
+
+/// The text is not a platform.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{text:?} is not a platform: {reason}")]
+pub struct ParseError {
+    text: String,
+    reason: &'static str,
+}
+
+impl Platform {
+    /// A normalised platform.
+    pub fn new(os: &str, architecture: &str, variant: &str) -> Self {
+        Self {
+            os: os.to_owned(),
+            architecture: architecture.to_owned(),
+            variant: variant.to_owned(),
+            ..Self::default()
+        }
+        .normalized()
+    }
+
+    /// The platform this program runs on.
+    pub fn host() -> Self {
+        let architecture = match std::env::consts::ARCH {
+            "x86_64" => "amd64",
+            "aarch64" => "arm64",
+            "x86" => "386",
+            "powerpc64" => "ppc64le",
+            "loongarch64" => "loong64",
+            other => other,
+        };
+        Self::new("linux", architecture, if architecture == "arm" { "v7" } else { "" })
+    }
+
+    /// The one spelling of several: `x86_64` is `amd64`, `arm64/v8` is `arm64`.
+    #[must_use]
+    pub fn normalized(mut self) -> Self {
+        self.os = match self.os.to_ascii_lowercase().as_str() {
+            "" => "linux".to_owned(),
+            "macos" => "darwin".to_owned(),
+            os => os.to_owned(),
+        };
+        let (architecture, variant) =
+            (self.architecture.to_ascii_lowercase(), self.variant.to_ascii_lowercase());
+        let (architecture, variant) = match (architecture.as_str(), variant.as_str()) {
+            ("i386", _) => ("386", ""),
+            ("x86_64" | "x86-64" | "amd64", v) => ("amd64", if v == "v1" { "" } else { v }),
+            ("aarch64" | "arm64", v) => {
+                ("arm64", if matches!(v, "8" | "v8" | "v8.0") { "" } else { v.trim_start_matches("v8.0") })
+            }
+            ("armhf", _) => ("arm", "v7"),
+            ("armel", _) => ("arm", "v6"),
+            ("arm", "" | "7") => ("arm", "v7"),
+            ("arm", "5") => ("arm", "v5"),
+            ("arm", "6") => ("arm", "v6"),
+            ("arm", "8") => ("arm", "v8"),
+            (a, v) => (a, v),
+        };
+        self.architecture = architecture.to_owned();
+        self.variant = variant.to_owned();
+        self
+    }
+
+    /// `os/arch[/variant]`, with the version of the system when `os(version)` was given.
+    pub fn format_all(&self) -> String {
+        if self.os_version.is_empty() {
+            return self.to_string();
+        }
+        let os = format!("{}({})", self.os, self.os_version);
+        join(&os, &self.architecture, &self.variant)
+    }
+
+    /// Whether what is made for `other` runs on this platform without
+    /// emulation: the same, or an older variant of the same processor.
+    pub fn runs(&self, other: &Self) -> bool {
+        self.os == other.os
+            && match (self.architecture.as_str(), other.architecture.as_str()) {
+                ("amd64", "386") => true,
+                ("arm64", "arm") => true,
+                (a, b) if a == b => variant_rank(other) <= variant_rank(self),
+                _ => false,
+            }
+    }
+}
+
+/// Variants in order of age; unknown ones run only where they are named.
+fn variant_rank(p: &Platform) -> u32 {
+    match (p.architecture.as_str(), p.variant.as_str()) {
+        ("amd64", "") => 1,
+        ("arm64", "") => 8,
+        (_, v) => v.trim_start_matches('v').split('.').next().and_then(|n| n.parse().ok()).unwrap_or(0),
+    }
+}
+
+fn join(os: &str, architecture: &str, variant: &str) -> String {
+    let mut text = os.to_owned();
+    for part in [architecture, variant] {
+        if !part.is_empty() {
+            text.push('/');
+            text.push_str(part);
+        }
+    }
+    text
+}
+
+impl fmt::Display for Platform {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.os.is_empty() {
+            return f.write_str("unknown");
+        }
+        f.write_str(&join(&self.os, &self.architecture, &self.variant))
+    }
+}
+
+impl FromStr for Platform {
+    type Err = ParseError;
+
+    /// Reads `os/arch/variant`, `os/arch`, `os` or `arch`; normalised.
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        let fail = |reason| ParseError { text: text.chars().take(160).collect(), reason };
+        if text.is_empty() || text.contains('*') {
+            return Err(fail("wildcards and empty text are not allowed"));
+        }
+        let parts: Vec<&str> = text.split('/').collect();
+        let valid = |p: &&str| {
+            !p.is_empty() && p.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.'))
+        };
+        let (os, os_version) = match parts[0].split_once('(') {
+            Some((os, rest)) => (os, rest.strip_suffix(')').ok_or_else(|| fail("unclosed bracket"))?),
+            None => (parts[0], ""),
+        };
+        if !valid(&os) || !parts[1..].iter().all(|p| valid(p)) {
+            return Err(fail("only letters, digits, '_', '-' and '.' are allowed between the slashes"));
+        }
+        let mut platform = match (os, &parts[1..]) {
+            (one, []) if is_os(one) => Self::new(one, &Self::host().architecture, ""),
+            (one, []) => Self::new("linux", one, ""),
+            (os, [architecture]) => Self::new(os, architecture, ""),
+            (os, [architecture, variant]) => Self::new(os, architecture, variant),
+            _ => return Err(fail("too many slashes")),
+        };
+        platform.os_version = os_version.to_owned();
+        Ok(platform)
+    }
+}
+
+fn is_os(text: &str) -> bool {
+    const KNOWN: [&str; 14] = [
+        "aix",
+        "android",
+        "darwin",
+        "dragonfly",
+        "freebsd",
+        "illumos",
+        "ios",
+        "js",
+        "linux",
+        "macos",
+        "netbsd",
+        "openbsd",
+        "solaris",
+        "windows",
+    ];
+    KNOWN.contains(&text.to_ascii_lowercase().as_str())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_and_writes() {
+        for (given, want) in [
+            ("linux/amd64", "linux/amd64"),
+            ("linux/x86_64", "linux/amd64"),
+            ("linux/arm64/v8", "linux/arm64"),
+            ("linux/arm", "linux/arm/v7"),
+            ("linux/arm/v6", "linux/arm/v6"),
+            ("arm64", "linux/arm64"),
+            ("Linux/AMD64", "linux/amd64"),
+        ] {
+            assert_eq!(given.parse::<Platform>().unwrap().to_string(), want);
+        }
+        for bad in ["", "*", "a/b/c/d", "linux//", "linux/a b"] {
+            assert!(bad.parse::<Platform>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn knows_what_runs() {
+        let p = |t: &str| t.parse::<Platform>().unwrap();
+        assert!(p("linux/arm64").runs(&p("linux/arm/v7")));
+        assert!(p("linux/arm/v7").runs(&p("linux/arm/v6")));
+        assert!(!p("linux/arm/v6").runs(&p("linux/arm/v7")));
+        assert!(!p("linux/amd64").runs(&p("linux/arm64")));
+    }
+}

@@ -1,0 +1,1 @@
+//! From a Dockerfile to LLB, and what a frontend may ask.

@@ -1,0 +1,1 @@
+//! LLB: a typed graph from and to its wire form.

@@ -1,0 +1,1 @@
+//! Images in registries: resolve, fetch, push.

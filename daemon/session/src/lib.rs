@@ -1,0 +1,1 @@
+//! The tunnel to a client and what is asked through it.

@@ -1,0 +1,1 @@
+//! The engine: decides what must run, and shares what several builds need.

@@ -1,0 +1,1 @@
+//! Bytes on disk: blobs, snapshots, the database, layers.

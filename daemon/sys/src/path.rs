@@ -1,0 +1,1 @@
+//! Paths inside a root, resolved against a directory descriptor.

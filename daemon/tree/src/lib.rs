@@ -1,0 +1,1 @@
+//! Directory trees: content digests and file actions.
