@@ -16,6 +16,7 @@ pub mod secret;
 pub mod size;
 pub mod task;
 pub mod time;
+pub mod version;
 
 pub use descriptor::Descriptor;
 pub use digest::Digest;

@@ -1,0 +1,6 @@
+//! The build daemon.
+
+mod config;
+mod flags;
+
+fn main() {}
