@@ -1,1 +1,8 @@
 //! LLB: a typed graph from and to its wire form.
+//!
+//! Pure: no I/O and no policy. [`Graph`] is a definition somebody sent, decoded
+//! and checked; [`build`] writes definitions; [`cachekey`] says under which
+//! digests the results of operations are kept; [`dump`] shows a graph to people.
+
+pub mod attr;
+pub mod caps;
