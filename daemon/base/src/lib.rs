@@ -8,6 +8,7 @@ pub mod descriptor;
 pub mod digest;
 pub mod failure;
 pub mod gojson;
+pub mod gotext;
 pub mod id;
 pub mod once;
 pub mod platform;

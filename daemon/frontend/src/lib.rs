@@ -5,3 +5,5 @@
 //! Dockerfile frontend in this crate are its three users.
 
 pub mod gateway;
+
+pub mod dockerfile;
