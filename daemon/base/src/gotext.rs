@@ -42,10 +42,10 @@ fn printable(c: char) -> bool {
     if c.is_ascii() {
         return (' '..='~').contains(&c);
     }
-    // Debug output of text escapes just the characters that do not print; one
-    // in front keeps it from escaping marks that would combine with the quote.
-    let mut shown = String::new();
-    write!(shown, "{:?}", format_args!("a{c}").to_string()).is_ok() && shown.len() == 3 + c.len_utf8()
+    // Rust escapes in text just the characters that do not print, except that
+    // the first may also be a mark which would combine with the quote.
+    let text: String = ['a', c].iter().collect();
+    text.escape_debug().count() == 2
 }
 
 /// `strconv.ParseBool`.
