@@ -107,6 +107,18 @@ impl Platform {
                 _ => false,
             }
     }
+
+    /// How well what is made for `other` suits this platform: zero is best,
+    /// `None` not at all. Its own processor comes before one it can also run,
+    /// and of those the newest variant first.
+    pub fn suits(&self, other: &Self) -> Option<u32> {
+        if !self.runs(other) {
+            return None;
+        }
+        let foreign = if self.architecture == other.architecture { 0 } else { 1000 };
+        let newest = if foreign == 0 { variant_rank(self) } else { 100 };
+        Some(foreign + newest.saturating_sub(variant_rank(other)))
+    }
 }
 
 /// Variants in order of age; unknown ones run only where they are named.
@@ -155,7 +167,7 @@ impl FromStr for Platform {
             Some((os, rest)) => (os, rest.strip_suffix(')').ok_or_else(|| fail("unclosed bracket"))?),
             None => (parts[0], ""),
         };
-        if !valid(&os) || !parts[1..].iter().all(|p| valid(p)) {
+        if !valid(&os) || !parts[1..].iter().all(valid) {
             return Err(fail("only letters, digits, '_', '-' and '.' are allowed between the slashes"));
         }
         let mut platform = match (os, &parts[1..]) {
