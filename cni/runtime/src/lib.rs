@@ -1,1 +1,3 @@
-//! CNI: configuration, plugin chains, network namespaces.
+//! CNI: networks for build steps.
+
+pub mod dns;

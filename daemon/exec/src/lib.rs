@@ -1,1 +1,35 @@
-//! Runs one process in a sandbox.
+//! Runs one process in a sandbox, and nothing stays behind.
+//!
+//! An [`Executor`] is given a root file system that is already mounted and a
+//! [`Process`]; it writes an OCI bundle, asks an OCI runtime (`runc`, `crun` or
+//! a configured one) to run it, moves its input and output, and removes the
+//! container, its cgroup, its bundle and the mount points it had to create,
+//! however the run ends. What to run, where its mounts come from and what
+//! becomes of the result is not known here.
+//!
+//! Files of its own, below the state directory: `<id>/` a bundle while its
+//! container runs, `runtime/` what the OCI runtime remembers. Both are the
+//! ledger from which [`Executor::new`] removes what an earlier daemon left.
+
+mod bundle;
+mod cgroup;
+mod error;
+mod executor;
+mod io;
+mod network;
+mod process;
+mod rootfs;
+mod run;
+mod runtime;
+mod seccomp;
+mod spec;
+mod user;
+
+pub use error::Error;
+pub use executor::{Config, Executor};
+pub use io::{Input, Io, Output, WindowSize};
+pub use network::{Attachment, HostNetwork, Namespace, Network};
+pub use process::{
+    Device, Exit, HostAddress, Mount, NetworkMode, Process, Reason, Resources, Security, Source, Ulimit,
+};
+pub use user::{User, lookup as lookup_user};

@@ -1,0 +1,164 @@
+//! Control groups: where a container's is, and what it says afterwards.
+//!
+//! On the unified hierarchy each run gets a group of its own that outlives the
+//! container by a moment: the runtime makes its group inside, and what happened
+//! there can still be read from the outer one when the runtime has cleaned up.
+//! On the older hierarchies counters do not add up that way; there the runtime's
+//! group stands alone and nothing is read.
+
+use std::path::{Path, PathBuf};
+
+const ROOT: &str = "/sys/fs/cgroup";
+
+/// The control group of one run.
+#[derive(Debug)]
+pub(crate) struct Cgroup {
+    /// What the runtime is told.
+    pub path: String,
+    /// The group around it, ours to remove.
+    outer: Option<PathBuf>,
+}
+
+/// The unified hierarchy is mounted where runtimes look for it.
+pub(crate) fn is_unified() -> bool {
+    Path::new(ROOT).join("cgroup.subtree_control").exists()
+}
+
+impl Cgroup {
+    /// The place of a run below `parent`: a path, or a slice of systemd as
+    /// `name.slice:prefix:`.
+    pub(crate) fn prepare(parent: &str, id: &str, unified: bool) -> Self {
+        if is_slice(parent) {
+            return Self { path: format!("{parent}{id}"), outer: None };
+        }
+        let mut path = PathBuf::from("/");
+        path.extend(
+            Path::new(parent)
+                .components()
+                .filter(|c| matches!(c, std::path::Component::Normal(_))),
+        );
+        if !parent.is_empty() {
+            path.push("buildkit");
+        } else {
+            path = PathBuf::from("/buildkit");
+        }
+        path.push(id);
+        let inner = path.join("run").to_string_lossy().into_owned();
+        let plain = path.to_string_lossy().into_owned();
+        let outer = Path::new(ROOT).join(path.strip_prefix("/").unwrap_or(&path));
+        if unified && std::fs::create_dir_all(&outer).is_ok() {
+            Self { path: inner, outer: Some(outer) }
+        } else {
+            Self { path: plain, outer: None }
+        }
+    }
+
+    /// The kernel killed something in it because memory ran out.
+    pub(crate) fn out_of_memory(&self) -> bool {
+        let Some(outer) = &self.outer else { return false };
+        std::fs::read_to_string(outer.join("memory.events"))
+            .is_ok_and(|events| count(&events, "oom_kill") > 0)
+    }
+
+    /// Kills whatever still runs in it.
+    pub(crate) fn kill(&self) {
+        if let Some(outer) = &self.outer {
+            _ = std::fs::write(outer.join("cgroup.kill"), "1");
+        }
+    }
+
+    /// Removes what is ours of it.
+    pub(crate) fn remove(&self) {
+        let Some(outer) = &self.outer else { return };
+        remove_tree(outer);
+    }
+}
+
+/// `parent` names a slice of systemd.
+pub(crate) fn is_slice(parent: &str) -> bool {
+    parent.contains(".slice") && parent.ends_with(':')
+}
+
+/// Kills and removes the group a runtime was told to use, in every hierarchy:
+/// for containers of an earlier daemon.
+pub(crate) fn reap(path: &str) {
+    if path.is_empty() || path.contains("..") || is_slice(path.rsplit_once(':').map_or(path, |(p, _)| p)) {
+        return;
+    }
+    // The outer group of a run, where there is one.
+    let path = path.strip_suffix("/run").unwrap_or(path).trim_start_matches('/');
+    let mut roots = vec![PathBuf::from(ROOT)];
+    if let Ok(entries) = std::fs::read_dir(ROOT) {
+        roots.extend(entries.flatten().map(|e| e.path()).filter(|p| p.join("cgroup.procs").exists()));
+    }
+    for root in roots {
+        let group = root.join(path);
+        if group.join("cgroup.procs").exists() {
+            if std::fs::write(group.join("cgroup.kill"), "1").is_err() {
+                kill_listed(&group);
+            }
+            remove_tree(&group);
+        }
+    }
+}
+
+fn kill_listed(group: &Path) {
+    let text = std::fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+    for pid in text.lines().filter_map(|l| l.parse().ok()).filter_map(rustix::process::Pid::from_raw) {
+        _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+    }
+}
+
+/// Removes a group with those inside it. Its processes may need a moment to end.
+fn remove_tree(group: &Path) {
+    if let Ok(entries) = std::fs::read_dir(group) {
+        for entry in entries.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_dir())) {
+            remove_tree(&entry.path());
+        }
+    }
+    for _ in 0..50 {
+        match std::fs::remove_dir(group) {
+            Err(e) if e.kind() == std::io::ErrorKind::ResourceBusy => {
+                std::thread::sleep(std::time::Duration::from_millis(2));
+            }
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                tracing::warn!(path = %group.display(), error = %e, "remove cgroup");
+                return;
+            }
+            _ => return,
+        }
+    }
+    tracing::warn!(path = %group.display(), "remove cgroup: still in use");
+}
+
+fn count(events: &str, name: &str) -> u64 {
+    events
+        .lines()
+        .filter_map(|l| l.split_once(' '))
+        .find(|(key, _)| *key == name)
+        .and_then(|(_, value)| value.trim().parse().ok())
+        .unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_below_the_parent() {
+        for (parent, expected) in [
+            ("", "/buildkit/x"),
+            ("/docker/abc", "/docker/abc/buildkit/x"),
+            ("a/../b", "/a/b/buildkit/x"),
+            ("system.slice:bk:", "system.slice:bk:x"),
+        ] {
+            assert_eq!(Cgroup::prepare(parent, "x", false).path, expected, "{parent}");
+        }
+    }
+
+    #[test]
+    fn counts_events() {
+        let events = "low 0\nhigh 0\nmax 7\noom 1\noom_kill 2\noom_group_kill 0\n";
+        assert_eq!((count(events, "oom_kill"), count(events, "nothing")), (2, 0));
+    }
+}

@@ -1,0 +1,380 @@
+//! Runs processes, and removes what an earlier daemon left running.
+
+use std::collections::HashMap;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use base::task::{Scope, blocking};
+use base::{Classify, Failure};
+use cni::dns::Overrides;
+use parking_lot::Mutex;
+use serde_json::Value;
+use tokio_util::sync::CancellationToken;
+
+use crate::bundle::{self, Bundle, Machine};
+use crate::network::NoNetwork;
+use crate::run::{Ended, Run};
+use crate::runtime::{Runtime, complaint, exit_code};
+use crate::{
+    Error, Exit, HostNetwork, Io, Namespace, Network, NetworkMode, Process, Reason, cgroup, lookup_user,
+};
+
+/// How often is looked whether a container has started, for whoever waits for it.
+const POLL: Duration = Duration::from_millis(10);
+
+/// What an executor is made of.
+pub struct Config {
+    /// Runtime to use: the first that exists. Empty = `buildkit-runc`, `crun` or `runc`, the
+    /// first that works here.
+    pub runtimes: Vec<PathBuf>,
+    /// Directories in which programs are looked for, as in `PATH`.
+    pub search_path: String,
+    /// Directory for bundles; created when missing.
+    pub state: PathBuf,
+    /// Parent of the containers' cgroups; empty = `/`.
+    pub cgroup_parent: String,
+    /// AppArmor profile of sandboxed processes.
+    pub apparmor_profile: Option<String>,
+    /// `false`: processes share the pid namespace of the daemon. For rootless daemons that
+    /// may not mount `/proc`.
+    pub process_sandbox: bool,
+    /// No cgroups and no `/sys`, as an unprivileged daemon has to.
+    pub rootless: bool,
+    /// Adjustment of the out-of-memory score.
+    pub oom_score_adj: Option<i32>,
+    /// The network of processes that ask for nothing special.
+    pub network: Arc<dyn Network>,
+    /// DNS settings that replace the host's where `network` is not asked.
+    pub dns: Overrides,
+}
+
+/// Runs processes. Clones are the same executor.
+#[derive(Clone)]
+pub struct Executor(Arc<Inner>);
+
+struct Inner {
+    runtime: Runtime,
+    machine: Machine,
+    network: Arc<dyn Network>,
+    dns: Overrides,
+    running: Mutex<HashMap<String, Running>>,
+}
+
+/// A container that has been started.
+#[derive(Clone)]
+struct Running {
+    dir: PathBuf,
+    rootfs: PathBuf,
+    ended: CancellationToken,
+}
+
+impl Executor {
+    /// Finds a runtime, and removes containers that an earlier daemon left behind.
+    ///
+    /// # Errors
+    /// When no runtime works here, or the state directory cannot be used.
+    pub async fn new(config: Config) -> Result<Self, Failure> {
+        blocking(move || Ok(Self(Arc::new(Inner::new(config)?)))).await
+    }
+
+    /// The program of the runtime in use.
+    pub fn runtime(&self) -> &Path {
+        self.0.runtime.program()
+    }
+
+    /// Runs a process in a container of its own and waits for its end. A process that
+    /// failed is no error here: see [`Exit::check_process`].
+    ///
+    /// Cancelling `scope`, or dropping the future, kills the process; everything that was
+    /// set up for it is removed in either case, by a task of `scope`.
+    ///
+    /// # Errors
+    /// When it could not be run at all, or the cause of the cancellation.
+    pub async fn run(&self, mut process: Process, io: Io, scope: &Scope) -> Result<Exit, Failure> {
+        scope.check()?;
+        if process.id.is_empty() {
+            process.id = base::id::fresh();
+        }
+        check(&mut process)?;
+        let inner = self.0.clone();
+        supervised(scope, move |scope| async move { inner.run(process, io, &scope).await }).await
+    }
+
+    /// Runs a process in a container that [`Self::run`] has started or is about to start.
+    /// What `process` leaves empty is as the container's first process has it; its mounts,
+    /// network and the like do not count.
+    ///
+    /// # Errors
+    /// When there is no such container (any more), or the cause of the cancellation.
+    pub async fn exec(&self, id: &str, process: Process, io: Io, scope: &Scope) -> Result<Exit, Failure> {
+        scope.check()?;
+        let (inner, id) = (self.0.clone(), id.to_owned());
+        supervised(scope, move |scope| async move { inner.exec(&id, process, io, &scope).await }).await
+    }
+}
+
+/// Runs `work` as a task of `scope`; when whoever waits for it is gone, it is cancelled
+/// but not dropped.
+async fn supervised<F>(scope: &Scope, work: impl FnOnce(Scope) -> F) -> Result<Exit, Failure>
+where
+    F: Future<Output = Result<Exit, Failure>> + Send + 'static,
+{
+    struct Waiting(Scope);
+    impl Drop for Waiting {
+        fn drop(&mut self) {
+            self.0.cancel(Failure::canceled("nobody waits for the process"));
+        }
+    }
+    let child = scope.child();
+    let task = scope.spawn(work(child.clone()));
+    let _waiting = Waiting(child);
+    match task.await {
+        Ok(result) => result,
+        Err(e) => Err(Failure::internal(format!("the task that ran the process: {e}"))),
+    }
+}
+
+fn check(process: &mut Process) -> Result<(), Error> {
+    if process.id.is_empty() || !process.id.bytes().all(|b| b.is_ascii_alphanumeric()) {
+        return Err(Error::Id(process.id.clone()));
+    }
+    if process.args.is_empty() {
+        return Err(Error::Invalid("process without arguments".into()));
+    }
+    if !process.rootfs.is_absolute() {
+        return Err(Error::Invalid(format!("root file system {} is not absolute", process.rootfs.display())));
+    }
+    for text in process.args.iter().chain(&process.env).chain([&process.cwd, &process.hostname]) {
+        if text.contains('\0') {
+            return Err(Error::Invalid(format!("NUL character in {text:?}")));
+        }
+    }
+    if !process.cwd.starts_with('/') {
+        process.cwd.insert(0, '/');
+    }
+    for mount in &mut process.mounts {
+        if !mount.dest.starts_with('/') {
+            mount.dest.insert(0, '/');
+        }
+        if Path::new(&mount.dest).components().nth(1).is_none() {
+            return Err(Error::Invalid("mount on the root of the sandbox".into()));
+        }
+    }
+    Ok(())
+}
+
+impl Inner {
+    fn new(config: Config) -> Result<Self, Error> {
+        let state = &config.state;
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o711)
+            .create(state)
+            .map_err(Error::file("create", state))?;
+        let state = std::fs::canonicalize(state).map_err(Error::file("open", state))?;
+        if let Some(profile) = &config.apparmor_profile
+            && !std::fs::read_to_string("/sys/module/apparmor/parameters/enabled")
+                .is_ok_and(|text| text.starts_with('Y'))
+        {
+            return Err(Error::Invalid(format!(
+                "AppArmor is not supported on this host, but the profile '{profile}' was specified"
+            )));
+        }
+        let runtime = Runtime::find(&config.runtimes, &config.search_path, &state)?;
+        reap(&runtime, &state);
+        let capabilities = caps::read(None, caps::CapSet::Effective).unwrap_or_default();
+        let mut capabilities: Vec<String> = capabilities.iter().map(ToString::to_string).collect();
+        capabilities.sort_unstable();
+        let machine = Machine {
+            state,
+            cgroup_parent: config.cgroup_parent,
+            unified_cgroup: cgroup::is_unified(),
+            process_sandbox: config.process_sandbox,
+            rootless: config.rootless,
+            in_user_namespace: in_user_namespace(),
+            apparmor_profile: config.apparmor_profile,
+            seccomp: Path::new("/proc/sys/kernel/seccomp").exists(),
+            oom_score_adj: config.oom_score_adj,
+            capabilities,
+        };
+        Ok(Self {
+            runtime,
+            machine,
+            network: config.network,
+            dns: config.dns,
+            running: Mutex::new(HashMap::new()),
+        })
+    }
+
+    async fn run(self: Arc<Self>, process: Process, io: Io, scope: &Scope) -> Result<Exit, Failure> {
+        let network = self.network(&process, scope).await?;
+        let result = self.run_in(network.as_ref(), process, io, scope).await;
+        if let Err(e) = network.release().await {
+            tracing::warn!(error = %e, "release network");
+        }
+        result
+    }
+
+    async fn network(&self, process: &Process, scope: &Scope) -> Result<Box<dyn Namespace>, Failure> {
+        match process.network {
+            NetworkMode::Host => HostNetwork::new(self.dns.clone()).new_namespace("").await,
+            NetworkMode::None => Ok(Box::new(NoNetwork(self.dns.clone()))),
+            NetworkMode::Sandbox => scope.run(self.network.new_namespace(&process.hostname)).await,
+        }
+    }
+
+    async fn run_in(
+        self: &Arc<Self>,
+        network: &dyn Namespace,
+        process: Process,
+        io: Io,
+        scope: &Scope,
+    ) -> Result<Exit, Failure> {
+        let (attachment, resolv_conf) = (network.attachment(), network.resolv_conf().to_string());
+        let process = Arc::new(process);
+        let (inner, described) = (self.clone(), process.clone());
+        let bundle = blocking(move || {
+            Ok(Bundle::create(&inner.machine, &described, &attachment, &resolv_conf)?)
+        })
+        .await?;
+        let running =
+            Running { dir: bundle.dir.clone(), rootfs: process.rootfs.clone(), ended: CancellationToken::new() };
+        let taken = self.running.lock().insert(process.id.clone(), running.clone());
+        debug_assert!(taken.is_none(), "the bundle's directory is unique");
+        let systemd = cgroup::is_slice(&self.machine.cgroup_parent) || cgroup::is_slice(&process.cgroup_parent);
+        let run = Run {
+            command: self.runtime.run(&bundle.dir, &process.id, systemd),
+            program: self.runtime.program(),
+            pid_file: bundle.dir.join("pid"),
+        };
+        let ended = run.drive(process.tty, io, scope).await;
+        self.running.lock().remove(&process.id);
+        running.ended.cancel();
+        let inner = self.clone();
+        blocking(move || {
+            let exit = ended.map(|ended| inner.exit(ended, &process, &bundle.dir, "log.json", Some(&bundle)));
+            // A runtime that was stopped halfway has not cleaned up.
+            if inner.runtime.knows(&process.id) {
+                bundle.cgroup.kill();
+                inner.runtime.delete(&process.id);
+            }
+            drop(bundle);
+            exit
+        })
+        .await
+    }
+
+    fn exit(&self, ended: Ended, process: &Process, dir: &Path, log: &str, bundle: Option<&Bundle>) -> Exit {
+        let code = exit_code(ended.status);
+        let success = match &process.valid_exit_codes {
+            None => code == 0,
+            Some(codes) => codes.iter().any(|c| c.cast_unsigned() == code),
+        };
+        let reason = if success || code == 0 {
+            None
+        } else if !ended.started {
+            complaint(&dir.join(log)).map(Reason::NotStarted)
+        } else if bundle.is_some_and(|b| b.cgroup.out_of_memory()) {
+            Some(Reason::OutOfMemory)
+        } else {
+            None
+        };
+        Exit { code, success, reason }
+    }
+
+    async fn exec(
+        self: Arc<Self>,
+        id: &str,
+        mut process: Process,
+        io: Io,
+        scope: &Scope,
+    ) -> Result<Exit, Failure> {
+        let container =
+            self.running.lock().get(id).cloned().ok_or_else(|| Error::NoContainer(id.to_owned()))?;
+        while !tokio::fs::try_exists(container.dir.join("pid")).await.unwrap_or(false) {
+            tokio::select! {
+                () = container.ended.cancelled() => {
+                    return Err(Error::NoContainer(id.to_owned()).into());
+                }
+                cause = scope.cancelled() => return Err(cause),
+                () = tokio::time::sleep(POLL) => {}
+            }
+        }
+        process.id = id.to_owned();
+        let name = format!("exec{}", base::id::fresh());
+        let (dir, rootfs, described) = (container.dir.clone(), container.rootfs.clone(), process.clone());
+        let file = dir.join(format!("{name}.json"));
+        blocking(move || Ok(describe_exec(&dir, &rootfs, &described, &file)?)).await?;
+        let run = Run {
+            command: self.runtime.exec(&container.dir, id, &name),
+            program: self.runtime.program(),
+            pid_file: container.dir.join(format!("{name}.pid")),
+        };
+        let ended = run.drive(process.tty, io, scope).await;
+        let inner = self.clone();
+        blocking(move || {
+            Ok(inner.exit(ended?, &process, &container.dir, &format!("{name}.log"), None))
+        })
+        .await
+    }
+}
+
+/// Writes the description of another process of a container.
+fn describe_exec(dir: &Path, rootfs: &Path, process: &Process, file: &Path) -> Result<(), Error> {
+    let config = dir.join("config.json");
+    let text = std::fs::read(&config).map_err(Error::file("read", &config))?;
+    let mut spec: Value =
+        serde_json::from_slice(&text).map_err(|e| Error::Invalid(format!("config of container: {e}")))?;
+    let mut words = spec.get_mut("process").map(Value::take).unwrap_or_default();
+    let user = lookup_user(rootfs, &process.user)?;
+    let asked = crate::spec::process(process, &user);
+    if let (Some(words), Value::Object(asked)) = (words.as_object_mut(), asked) {
+        for (key, value) in asked {
+            let given = match key.as_str() {
+                "user" => !process.user.is_empty(),
+                "env" => !process.env.is_empty(),
+                "cwd" => !process.cwd.is_empty(),
+                "args" => !process.args.is_empty(),
+                _ => true,
+            };
+            if given {
+                words.insert(key, value);
+            }
+        }
+    }
+    std::fs::write(file, words.to_string()).map_err(Error::file("write", file))
+}
+
+/// Removes the containers, bundles and cgroups of an earlier daemon. What cannot be
+/// removed stays and is logged; it is in nobody's way.
+fn reap(runtime: &Runtime, state: &Path) {
+    for id in runtime.known() {
+        tracing::info!(id, "remove container of an earlier daemon");
+        runtime.delete(&id);
+    }
+    let Ok(entries) = std::fs::read_dir(state) else { return };
+    for entry in entries.flatten().filter(|e| e.file_name() != "runtime") {
+        let dir = entry.path();
+        let cgroup = std::fs::read(dir.join("config.json"))
+            .ok()
+            .and_then(|text| serde_json::from_slice::<Value>(&text).ok())
+            .and_then(|spec| Some(spec.pointer("/linux/cgroupsPath")?.as_str()?.to_owned()));
+        if let Some(path) = cgroup {
+            cgroup::reap(&path);
+        }
+        if let Err(e) = sys::mount::detach_below(&dir) {
+            tracing::warn!(path = %dir.display(), error = %e, "unmount what an earlier daemon left");
+            continue;
+        }
+        bundle::remove_dir(&dir);
+    }
+}
+
+fn in_user_namespace() -> bool {
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    let mut words = map.split_ascii_whitespace();
+    // All ids, mapped onto themselves: that is how it looks outside.
+    !matches!((words.next(), words.next(), words.next()), (Some("0"), Some("0"), Some("4294967295")))
+}

@@ -1,0 +1,264 @@
+//! Where a process reads from and writes to.
+//!
+//! A process without a terminal gets the pipes themselves; nothing stands
+//! between it and the reader. A process with one gets a pseudo terminal, and
+//! what it writes comes out as `stdout` alone.
+
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::pin::Pin;
+use std::process::Stdio;
+use std::task::{Context, Poll};
+
+use rustix::pty::OpenptFlags;
+use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::net::unix::pipe;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::Error;
+
+/// What standard input is read from.
+pub type Input = Box<dyn AsyncRead + Send + Unpin>;
+
+/// Bytes moved in one go.
+const CHUNK: usize = 64 << 10;
+
+/// The streams of a process, and what can be told it while it runs.
+#[derive(Default)]
+pub struct Io {
+    /// Standard input; none = empty.
+    pub stdin: Option<Input>,
+    /// Standard output.
+    pub stdout: Output,
+    /// Standard error. With a terminal it goes to `stdout`.
+    pub stderr: Output,
+    /// New sizes of the terminal.
+    pub resize: Option<mpsc::Receiver<WindowSize>>,
+    /// Signals by number. SIGKILL ends the whole container.
+    pub signals: Option<mpsc::Receiver<i32>>,
+    /// Told when the runtime has been started.
+    pub started: Option<oneshot::Sender<()>>,
+}
+
+/// Where output goes.
+#[derive(Default)]
+pub enum Output {
+    /// Nowhere.
+    #[default]
+    Discard,
+    /// To a function that does not block, such as one that feeds a progress log.
+    Log(Box<dyn FnMut(&[u8]) + Send>),
+    /// To a stream; the process waits when the stream does. An error of the
+    /// stream discards the rest.
+    Stream(Box<dyn AsyncWrite + Send + Unpin>),
+}
+
+/// Size of a terminal in characters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WindowSize {
+    /// Lines.
+    pub rows: u16,
+    /// Characters in a line.
+    pub columns: u16,
+}
+
+impl Output {
+    async fn write(&mut self, data: &[u8]) {
+        match self {
+            Self::Discard => {}
+            Self::Log(log) => log(data),
+            Self::Stream(stream) => {
+                if stream.write_all(data).await.is_err() || stream.flush().await.is_err() {
+                    *self = Self::Discard;
+                }
+            }
+        }
+    }
+
+    /// Moves everything `from` has to here.
+    async fn drain(mut self, mut from: impl AsyncRead + Unpin) {
+        let mut buffer = vec![0; CHUNK];
+        loop {
+            match from.read(&mut buffer).await {
+                Ok(0) | Err(_) => break,
+                Ok(n) => self.write(buffer.get(..n).unwrap_or_default()).await,
+            }
+        }
+        if let Self::Stream(mut stream) = self {
+            _ = stream.shutdown().await;
+        }
+    }
+}
+
+/// The ends of the streams: what the runtime is started with, and ours.
+pub(crate) struct Wiring {
+    pub stdin: Stdio,
+    pub stdout: Stdio,
+    pub stderr: Stdio,
+    pub pump: Pump,
+}
+
+/// Our ends of the streams.
+pub(crate) struct Pump {
+    input: Option<(Input, Sending)>,
+    outputs: Vec<(Output, Receiving)>,
+    /// The terminal, to resize it.
+    pub terminal: Option<File>,
+}
+
+enum Sending {
+    Pipe(pipe::Sender),
+    Terminal(Terminal),
+}
+
+enum Receiving {
+    Pipe(pipe::Receiver),
+    Terminal(Terminal),
+}
+
+pub(crate) fn wire(
+    tty: bool,
+    stdin: Option<Input>,
+    stdout: Output,
+    stderr: Output,
+) -> Result<Wiring, Error> {
+    let error = Error::file("open", "pipe");
+    if tty { wire_terminal(stdin, stdout) } else { wire_pipes(stdin, stdout, stderr) }.map_err(error)
+}
+
+fn wire_pipes(stdin: Option<Input>, stdout: Output, stderr: Output) -> std::io::Result<Wiring> {
+    let mut outputs = Vec::new();
+    let mut output = |sink: Output| -> std::io::Result<Stdio> {
+        if matches!(sink, Output::Discard) {
+            return Ok(Stdio::null());
+        }
+        let (read, write) = std::io::pipe()?;
+        outputs.push((sink, Receiving::Pipe(pipe::Receiver::from_owned_fd(read.into())?)));
+        Ok(write.into())
+    };
+    let (stdout, stderr) = (output(stdout)?, output(stderr)?);
+    let mut input = None;
+    let stdin = match stdin {
+        None => Stdio::null(),
+        Some(source) => {
+            let (read, write) = std::io::pipe()?;
+            input = Some((source, Sending::Pipe(pipe::Sender::from_owned_fd(write.into())?)));
+            read.into()
+        }
+    };
+    Ok(Wiring { stdin, stdout, stderr, pump: Pump { input, outputs, terminal: None } })
+}
+
+fn wire_terminal(stdin: Option<Input>, stdout: Output) -> std::io::Result<Wiring> {
+    let master = rustix::pty::openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
+    rustix::pty::grantpt(&master)?;
+    rustix::pty::unlockpt(&master)?;
+    let name = rustix::pty::ptsname(&master, Vec::new())?;
+    let slave = rustix::fs::open(
+        name.as_c_str(),
+        rustix::fs::OFlags::RDWR | rustix::fs::OFlags::NOCTTY | rustix::fs::OFlags::CLOEXEC,
+        rustix::fs::Mode::empty(),
+    )?;
+    let flags = rustix::fs::fcntl_getfl(&master)?;
+    rustix::fs::fcntl_setfl(&master, flags | rustix::fs::OFlags::NONBLOCK)?;
+    let input = match stdin {
+        Some(source) => Some((source, Sending::Terminal(Terminal::new(master.try_clone()?)?))),
+        None => None,
+    };
+    Ok(Wiring {
+        stdin: slave.try_clone()?.into(),
+        stdout: slave.try_clone()?.into(),
+        stderr: slave.into(),
+        pump: Pump {
+            input,
+            outputs: vec![(stdout, Receiving::Terminal(Terminal::new(master.try_clone()?)?))],
+            terminal: Some(master.into()),
+        },
+    })
+}
+
+impl Pump {
+    /// Starts to move output. The handles end when the process has closed its side.
+    pub(crate) fn start_output(&mut self, scope: &base::task::Scope) -> Vec<tokio::task::JoinHandle<()>> {
+        self.outputs
+            .drain(..)
+            .map(|(sink, from)| match from {
+                Receiving::Pipe(from) => scope.spawn(sink.drain(from)),
+                Receiving::Terminal(from) => scope.spawn(sink.drain(from)),
+            })
+            .collect()
+    }
+
+    /// Starts to move input; ends with it, or when the process does not read on.
+    /// The caller aborts it when the process has ended.
+    pub(crate) fn start_input(&mut self, scope: &base::task::Scope) -> Option<tokio::task::JoinHandle<()>> {
+        let (mut source, to) = self.input.take()?;
+        Some(scope.spawn(async move {
+            _ = match to {
+                Sending::Pipe(mut to) => tokio::io::copy(&mut source, &mut to).await,
+                Sending::Terminal(mut to) => tokio::io::copy(&mut source, &mut to).await,
+            };
+        }))
+    }
+}
+
+/// Our side of a pseudo terminal.
+struct Terminal(AsyncFd<OwnedFd>);
+
+impl Terminal {
+    fn new(fd: OwnedFd) -> std::io::Result<Self> {
+        Ok(Self(AsyncFd::new(fd)?))
+    }
+}
+
+impl AsyncRead for Terminal {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        loop {
+            let mut ready = std::task::ready!(self.0.poll_read_ready(cx))?;
+            let read = ready.try_io(|fd| Ok(rustix::io::read(fd.as_fd(), buffer.initialize_unfilled())?));
+            match read {
+                Ok(Ok(n)) => {
+                    buffer.advance(n);
+                    return Poll::Ready(Ok(()));
+                }
+                // The other side is closed: that is how a terminal ends.
+                Ok(Err(e)) if e.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error()) => {
+                    return Poll::Ready(Ok(()));
+                }
+                Ok(Err(e)) if e.kind() == std::io::ErrorKind::Interrupted => {}
+                Ok(Err(e)) => return Poll::Ready(Err(e)),
+                Err(_would_block) => {}
+            }
+        }
+    }
+}
+
+impl AsyncWrite for Terminal {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        data: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
+        loop {
+            let mut ready = std::task::ready!(self.0.poll_write_ready(cx))?;
+            match ready.try_io(|fd| Ok(rustix::io::write(fd.as_fd(), data)?)) {
+                Ok(Err(e)) if e.kind() == std::io::ErrorKind::Interrupted => {}
+                Ok(result) => return Poll::Ready(result),
+                Err(_would_block) => {}
+            }
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}

@@ -1,0 +1,101 @@
+//! The network a process is put into: what the executor needs of it.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use base::Failure;
+use cni::dns::ResolvConf;
+
+const HOST_RESOLV_CONF: &str = "/etc/resolv.conf";
+
+/// Makes networks for processes.
+#[async_trait]
+pub trait Network: Send + Sync {
+    /// A network for one run. `hostname` is empty unless the run asks for one.
+    ///
+    /// # Errors
+    /// When none can be made; the message names the cause.
+    async fn new_namespace(&self, hostname: &str) -> Result<Box<dyn Namespace>, Failure>;
+}
+
+/// The network of one run. Dropping it releases it in the background;
+/// [`Namespace::release`] waits until that is done.
+#[async_trait]
+pub trait Namespace: Send + Sync {
+    /// What the process is attached to.
+    fn attachment(&self) -> Attachment;
+
+    /// What its `/etc/resolv.conf` says.
+    fn resolv_conf(&self) -> ResolvConf;
+
+    /// Gives the network up. It is never used again.
+    ///
+    /// # Errors
+    /// When something of it may have stayed.
+    async fn release(self: Box<Self>) -> Result<(), Failure>;
+}
+
+/// What a process is attached to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Attachment {
+    /// The daemon's own network.
+    Host,
+    /// A namespace bound to a file.
+    Path(PathBuf),
+    /// A fresh namespace that nothing is connected to.
+    Isolated,
+}
+
+/// Every run sees the daemon's own network.
+#[derive(Debug, Clone, Default)]
+pub struct HostNetwork {
+    dns: Arc<cni::dns::Overrides>,
+}
+
+impl HostNetwork {
+    /// With the DNS settings of the configuration.
+    pub fn new(dns: cni::dns::Overrides) -> Self {
+        Self { dns: Arc::new(dns) }
+    }
+}
+
+#[async_trait]
+impl Network for HostNetwork {
+    async fn new_namespace(&self, _hostname: &str) -> Result<Box<dyn Namespace>, Failure> {
+        Ok(Box::new(self.clone()))
+    }
+}
+
+#[async_trait]
+impl Namespace for HostNetwork {
+    fn attachment(&self) -> Attachment {
+        Attachment::Host
+    }
+
+    fn resolv_conf(&self) -> ResolvConf {
+        ResolvConf::load(Path::new(HOST_RESOLV_CONF)).overridden(&self.dns)
+    }
+
+    async fn release(self: Box<Self>) -> Result<(), Failure> {
+        Ok(())
+    }
+}
+
+/// The network of a process that asked for none.
+pub(crate) struct NoNetwork(pub cni::dns::Overrides);
+
+#[async_trait]
+impl Namespace for NoNetwork {
+    fn attachment(&self) -> Attachment {
+        Attachment::Isolated
+    }
+
+    fn resolv_conf(&self) -> ResolvConf {
+        ResolvConf::load(Path::new(HOST_RESOLV_CONF)).without_loopback().overridden(&self.0)
+    }
+
+    async fn release(self: Box<Self>) -> Result<(), Failure> {
+        Ok(())
+    }
+}
