@@ -5,4 +5,16 @@
 //! digests the results of operations are kept; [`dump`] shows a graph to people.
 
 pub mod attr;
+pub mod build;
+pub mod cachekey;
 pub mod caps;
+pub mod dump;
+pub mod gopath;
+pub mod graph;
+pub mod reference;
+
+mod error;
+mod json;
+
+pub use error::Error;
+pub use graph::{Edge, Graph, Vertex};
