@@ -20,6 +20,7 @@ const KEPT_EVENTS: usize = 1024;
 
 /// Those who want to know about a vertex.
 pub(crate) struct Audience {
+    node: u64,
     digest: Digest,
     inner: Mutex<Inner>,
 }
@@ -56,17 +57,22 @@ pub(crate) enum Who {
 
 impl Audience {
     /// Nobody, yet.
-    pub(crate) fn new(digest: Digest) -> Arc<Self> {
-        Arc::new(Self { digest, inner: Mutex::default() })
+    pub(crate) fn new(node: u64, digest: Digest) -> Arc<Self> {
+        Arc::new(Self { node, digest, inner: Mutex::default() })
     }
 
     /// Some jobs that hear nothing.
     pub(crate) fn fixed(digest: Digest, jobs: Vec<JobValues>) -> Arc<Self> {
-        let audience = Self::new(digest.clone());
+        let audience = Self::new(0, digest.clone());
         for (id, job) in (0u64..).zip(jobs) {
             audience.join(Listener { id, digest: digest.clone(), sink: Sink::none(), who: Who::Job(job) });
         }
         audience
+    }
+
+    /// The number of the vertex in its solver.
+    pub(crate) fn node(&self) -> u64 {
+        self.node
     }
 
     /// The name under which the vertex speaks of itself.

@@ -25,6 +25,12 @@ pub enum Error {
         /// The vertex.
         vertex: Digest,
     },
+    /// A nested build needs the vertex that runs it.
+    #[error("vertex {vertex} waits for the build that builds it")]
+    Recursion {
+        /// The vertex.
+        vertex: Digest,
+    },
     /// An operation gave fewer results than are used.
     #[error("invalid response from exec need {output} index but {results} results received")]
     NoOutput {
@@ -56,7 +62,7 @@ impl Classify for Error {
     fn kind(&self) -> Kind {
         match self {
             Self::JobExists { .. } => Kind::AlreadyExists,
-            Self::Missing { .. } | Self::Circle { .. } => Kind::InvalidArgument,
+            Self::Missing { .. } | Self::Circle { .. } | Self::Recursion { .. } => Kind::InvalidArgument,
             Self::NoOutput { .. } | Self::Deps { .. } | Self::Panicked { .. } => Kind::Internal,
             Self::Closed => Kind::Unavailable,
         }

@@ -11,14 +11,21 @@
 
 mod audience;
 mod context;
+mod core;
+mod driver;
 mod error;
 mod graph;
 mod index;
+mod keys;
+mod lookup;
+mod memory;
 mod solver;
 mod stream;
+mod views;
 
 pub use context::{JobValues, OpContext};
 pub use error::Error;
 pub use graph::{CacheMap, Dep, Edge, Graph, KeyDigest, Operation, Vertex};
 pub use index::{Change, KeyId, KeyIndex, Link, Record, ResultStore, Source, sweep};
-pub use solver::{Deps, Job, KeyNode, KeyUse, Keys, Solved, Solver};
+pub use memory::MemoryIndex;
+pub use solver::{Census, Deps, Job, KeyNode, KeyUse, Keys, Solved, Solver};

@@ -3,7 +3,7 @@
 use std::any::Any;
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use base::progress::Sink;
 use base::task::Scope;
@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::audience::{Audience, Who};
 use crate::context::JobValues;
+use crate::driver::Driver;
 use crate::error::Error;
 use crate::graph::{Edge, Graph, KeyDigest, Operation};
 use crate::index::{KeyId, KeyIndex, Record, ResultStore};
@@ -60,7 +61,9 @@ pub(crate) enum Command<R> {
     /// Nobody waits for a build any more.
     Withdraw { build: u64, cause: Failure },
     /// A job is over.
-    Leave { job: u64, cause: Failure, done: oneshot::Sender<()> },
+    Leave { job: Arc<JobInner>, cause: Failure, done: oneshot::Sender<()> },
+    /// Say how much there is.
+    Census { reply: oneshot::Sender<Census> },
 }
 
 /// A request to build something.
@@ -77,6 +80,37 @@ pub(crate) struct JobInner {
     pub(crate) id: u64,
     pub(crate) who: Who,
     pub(crate) stream: Arc<Stream>,
+    ended: AtomicBool,
+}
+
+impl JobInner {
+    /// The node whose run this job serves.
+    pub(crate) fn parent(&self) -> Option<u64> {
+        match &self.who {
+            Who::Job(_) => None,
+            Who::Those(audience) => Some(audience.node()),
+        }
+    }
+
+    pub(crate) fn end(&self) {
+        self.ended.store(true, Ordering::Relaxed);
+        self.stream.end();
+    }
+
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::Relaxed)
+    }
+}
+
+/// How much a solver has in hand. All is zero when there is no job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Census {
+    /// Jobs that built something.
+    pub jobs: usize,
+    /// Vertices they want.
+    pub vertices: usize,
+    /// Calls of operations and stores under way.
+    pub tasks: usize,
 }
 
 impl<R: Clone + Send + Sync + 'static> Solver<R> {
@@ -86,8 +120,10 @@ impl<R: Clone + Send + Sync + 'static> Solver<R> {
         let scope = deps.scope.clone();
         let shared =
             Shared { commands, scope: scope.clone(), jobs: Mutex::default(), last_id: AtomicU64::new(0) };
-        drop(inbox);
-        Self(Handle(Arc::new(shared)))
+        let handle = Handle(Arc::new(shared));
+        let driver = Driver::run(handle.clone(), scope.clone(), deps.keys, deps.results, inbox);
+        scope.spawn(driver);
+        Self(handle)
     }
 
     /// Begins a job. Its progress goes to `sink`; its operations see `values`.
@@ -101,6 +137,16 @@ impl<R: Clone + Send + Sync + 'static> Solver<R> {
         }
         let who = Who::Job(JobValues { id: id.clone(), values });
         Ok(self.0.start(Some(id), sink, who, &self.0.0.scope))
+    }
+
+    /// How much there is to do.
+    ///
+    /// # Errors
+    /// When the solver is shut down.
+    pub async fn census(&self) -> Result<Census, Failure> {
+        let (reply, answer) = oneshot::channel();
+        self.0.0.commands.send(Command::Census { reply }).await.map_err(|_| Error::Closed)?;
+        answer.await.map_err(|_| Error::Closed.into())
     }
 }
 
@@ -117,18 +163,23 @@ impl<R: Clone + Send + Sync + 'static> Handle<R> {
     }
 
     fn start(&self, name: Option<Arc<str>>, sink: Sink, who: Who, scope: &Scope) -> Job<R> {
-        let inner = Arc::new(JobInner { id: self.fresh(), who, stream: Stream::new(sink) });
+        let inner = Arc::new(JobInner {
+            id: self.fresh(),
+            who,
+            stream: Stream::new(sink),
+            ended: AtomicBool::new(false),
+        });
         let scope = scope.child();
         let (gone, left) = oneshot::channel();
-        let (handle, id, watched) = (self.clone(), inner.id, scope.clone());
-        let stream = inner.stream.clone();
+        let (handle, job, watched) = (self.clone(), inner.clone(), scope.clone());
         self.0.scope.spawn(async move {
             let cause = watched.cancelled().await;
             let (done, confirmed) = oneshot::channel();
-            if handle.0.commands.send(Command::Leave { job: id, cause, done }).await.is_ok() {
+            let leave = Command::Leave { job: job.clone(), cause, done };
+            if handle.0.commands.send(leave).await.is_ok() {
                 _ = confirmed.await;
             }
-            stream.end();
+            job.end();
             if let Some(name) = name {
                 handle.0.jobs.lock().remove(&name);
             }

@@ -115,10 +115,10 @@ impl Seen {
         let mut stack = vec![vertex.digest.clone()];
         stack.extend(vertex.inputs.iter().cloned());
         while let Some(digest) = stack.pop() {
-            if self.cached.insert(digest.clone()) {
-                if let Some(known) = self.vertices.get(&digest) {
-                    stack.extend(known.inputs.iter().cloned());
-                }
+            if self.cached.insert(digest.clone())
+                && let Some(known) = self.vertices.get(&digest)
+            {
+                stack.extend(known.inputs.iter().cloned());
             }
         }
     }
