@@ -205,12 +205,16 @@ impl Repository {
     /// out of the reader; [`Error::from_io`] gets them back.
     pub async fn open(&self, desc: &Descriptor, offset: u64) -> Result<BlobReader> {
         let slot = self.shared().limits.slot(self.reference().domain(), &desc.media_type).await;
-        let at = self.open_at(desc, offset).await.map_err(|p| self.about(&desc.digest, Some(p)))?;
+        // Registries have no answer to "nothing from the end on".
+        let rest = desc.size.saturating_sub(offset);
+        let opened =
+            if rest == 0 && offset > 0 { Ok(None) } else { self.open_at(desc, offset).await.map(Some) };
+        let at = opened.map_err(|p| self.about(&desc.digest, Some(p)))?;
         let transfer = Transfer {
             repository: self.clone(),
             desc: desc.clone(),
             position: offset,
-            current: Some(at),
+            current: at,
             failures: 0,
             failed_at: offset,
             _slot: slot,
@@ -354,6 +358,7 @@ impl Transfer {
         loop {
             let current = match &mut self.current {
                 Some(current) => current,
+                None if self.position > 0 && self.position >= self.desc.size => return Ok(None),
                 None => {
                     let at = self.repository.open_at(&self.desc, self.position).await?;
                     self.current.insert(at)

@@ -176,7 +176,7 @@ impl Repository {
             if desc.digest != root.digest && desc.platform.is_none() && !config_suits(&config, platform) {
                 return Err(self.nothing_for(root, platform));
             }
-            return Ok(Image { desc, bytes, manifest, config });
+            return Ok(Image { desc, bytes, manifest: *manifest, config });
         }
         let reason = "too many indexes within indexes".to_owned();
         Err(self.about(&root.digest, Some(Problem::Manifest { digest: root.digest.clone(), reason })))

@@ -29,6 +29,8 @@ use crate::wire::{Answer, Call, MakeBody, shown};
 const READ_SIZE: usize = 128 << 10;
 /// The pieces tried one after the other when the whole is too much; bytes.
 const PIECES: [u64; 2] = [32 << 20, 512 << 10];
+/// Repositories that are asked for a blob; each costs a request.
+const MAX_NEIGHBOURS: usize = 4;
 const CONTENT_DIGEST: &str = "docker-content-digest";
 
 /// Bytes that can be read several times: an upload may have to start again.
@@ -264,25 +266,43 @@ impl Upload<'_> {
     /// Asks for the blob to be taken from a neighbour. Nothing that goes wrong
     /// here matters: the blob can still be sent.
     async fn mount(&self, host: &Host, from: &[String]) -> Option<Begun> {
-        for path in from.iter().filter(|p| *p != self.repository.reference().path()) {
-            let Ok(mut url) = host.url(self.repository.reference().path(), "blobs/uploads/") else {
-                continue;
-            };
+        let mut begun = None;
+        let own = self.repository.reference().path();
+        for path in from.iter().filter(|p| *p != own).take(MAX_NEIGHBOURS) {
+            let Ok(mut url) = host.url(own, "blobs/uploads/") else { continue };
             url.query_pairs_mut().append_pair("mount", self.desc.digest.as_str()).append_pair("from", path);
             let mut scopes = self.repository.push_scopes();
             scopes.add(&format!("repository:{path}:pull"));
-            let call = Call::new(Method::POST, url, scopes);
-            match self.repository.wire().send(host, call).await {
-                Ok(answer) if answer.status() == StatusCode::CREATED => {
-                    return Some(Begun::Done(Pushed::Mounted(path.clone())));
+            let answer = match self.repository.wire().send(host, Call::new(Method::POST, url, scopes)).await {
+                Ok(answer) => answer,
+                Err(problem) => {
+                    tracing::debug!(path, %problem, "mount");
+                    continue;
                 }
-                // It has begun an ordinary upload instead.
-                Ok(answer) if answer.status() == StatusCode::ACCEPTED => return location(&answer).ok(),
-                Ok(answer) => tracing::debug!(path, status = %answer.status(), "mount"),
-                Err(problem) => tracing::debug!(path, %problem, "mount"),
+            };
+            if answer.status() == StatusCode::CREATED {
+                self.abandon(host, begun).await;
+                return Some(Begun::Done(Pushed::Mounted(path.clone())));
+            }
+            tracing::debug!(path, status = %answer.status(), "mount");
+            // The registry has begun an ordinary upload instead.
+            if answer.status() == StatusCode::ACCEPTED {
+                self.abandon(host, begun).await;
+                begun = location(&answer).ok();
             }
         }
-        None
+        begun
+    }
+
+    /// Tells the registry that an upload will not go on. Registries also find
+    /// that out themselves, so it does not matter whether it listens.
+    async fn abandon(&self, host: &Host, begun: Option<Begun>) {
+        if let Some(Begun::At(url, _)) = begun {
+            let call = Call::new(Method::DELETE, url, self.repository.push_scopes());
+            if let Err(problem) = self.repository.wire().send(host, call).await {
+                tracing::debug!(%problem, "abandon an upload");
+            }
+        }
     }
 
     async fn begin(&self, host: &Host) -> Result<Begun, Problem> {

@@ -156,8 +156,9 @@ impl ServerCertVerifier for Verifier {
         match self.usual.verify_server_cert(end_entity, intermediates, name, ocsp, now) {
             // Expiry is checked before this error arises, so only the question
             // whether the certificate may stand for a server is decided here.
-            Err(rustls::Error::InvalidCertificate(CertificateError::Other(_)))
-                if self.own.iter().any(|c| c.as_ref() == end_entity.as_ref()) =>
+            Err(rustls::Error::InvalidCertificate(CertificateError::Other(other)))
+                if other.to_string() == "CaUsedAsEndEntity"
+                    && self.own.iter().any(|c| c.as_ref() == end_entity.as_ref()) =>
             {
                 verify_server_name(&ParsedCertificate::try_from(end_entity)?, name)?;
                 Ok(ServerCertVerified::assertion())
