@@ -1,163 +1,205 @@
 //! Bytes on disk: blobs, snapshots, the database, layers.
+//!
+//! Everything lives below one root, which this crate alone writes to:
+//!
+//! ```text
+//! store.db                   the database, see `db`
+//! content/blobs/<alg>/<hex>  blobs by digest
+//! content/ingest/<id>        blobs being written
+//! snapshots/<id>/{fs,work}   directory trees, see `snapshots`
+//! mounts/<id>                mount points of this process
+//! trash/<id>                 renamed here, then deleted
+//! ```
+//!
+//! A file or directory counts only when the database has a row for it, and a
+//! row only when the file is there: [`Store::open`] makes both agree before
+//! anything is served, so a process that was killed leaves nothing half made.
+//! What a blob or snapshot is for is not known here; see the crate `refs`.
+//!
+//! All calls block; callers on async threads go through `base::task::blocking`.
 
+mod apply;
+mod blobs;
+mod changes;
 mod compress;
+mod copy;
+mod db;
+mod diff;
 mod error;
+pub mod fail;
+mod layer;
+mod reconcile;
+mod snapshots;
+pub mod tar;
 
-use std::collections::BTreeMap;
-use std::path::Path;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use base::Digest;
-
-pub use compress::{Compression, CompressionKind};
+pub use apply::{Applied, Whiteouts, apply, inherit};
+pub use blobs::{BlobInfo, Blobs, Ingest, Pin};
+pub use changes::{Change, ChangeKind, Entry, double_walk, is_whiteout, overlay_walk};
+pub use compress::{Compression, CompressionKind, Compressor, Decompressor};
+pub use copy::copy_tree;
+pub use db::{Db, Read, ReadTx, Rows, Table, WriteTx};
+pub use diff::ChangeWriter;
 pub use error::{Error, Result};
+pub use layer::{DiffSource, WrittenLayer, convert_layer, unpack_layer, write_layer};
+pub use snapshots::{DiskUse, MountSpec, Removed, SnapshotInfo, SnapshotKind, Snapshots, disk_use};
+
+/// How directory trees are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Snapshotter {
+    /// Overlay where the file system can, else copies.
+    #[default]
+    Auto,
+    /// Layers stacked by the kernel.
+    Overlay,
+    /// A full copy per tree.
+    Native,
+}
+
+/// What the owner decides.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Options {
+    /// How directory trees are kept.
+    pub snapshotter: Snapshotter,
+    /// Wait for the disk before a blob gets its name. A killed process loses
+    /// nothing either way; a power cut may, and its blobs are verified again
+    /// when they are read for export.
+    pub sync_blobs: bool,
+}
 
 /// All that is on disk under one root. Clones are the same.
 #[derive(Clone)]
-pub struct Store {}
+pub struct Store {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    root: PathBuf,
+    db: Db,
+    blobs: Blobs,
+    snapshots: Snapshots,
+    fail: fail::Points,
+}
 
 impl Store {
+    /// Opens the store at `root`, or begins one, and puts it in order: what
+    /// has no row is removed, rows without files are dropped, mounts left by
+    /// a process that was killed are detached.
+    ///
+    /// # Errors
+    /// [`Error::Newer`] for a database of a later version, or what the disk
+    /// says. A database that cannot be read is kept as `store.db.bak`.
+    pub fn open(root: impl AsRef<Path>, options: Options) -> Result<Self> {
+        let root = std::path::absolute(&root).map_err(Error::io("resolve", root.as_ref()))?;
+        for dir in ["content/blobs/sha256", "content/ingest", "snapshots", "mounts", "trash"] {
+            let dir = root.join(dir);
+            fs::create_dir_all(&dir).map_err(Error::io("create", &dir))?;
+        }
+        set_private(&root)?;
+        let fail = fail::Points::default();
+        let db = Db::open(&root.join("store.db"))?;
+        reconcile::leftovers(&root)?;
+        let snapshots = Snapshots::open(&root, options.snapshotter, db.clone(), fail.clone())?;
+        let blobs = Blobs::open(&root, options.sync_blobs, db.clone(), fail.clone());
+        reconcile::blobs(&root, &db)?;
+        reconcile::snapshots(&root, &db)?;
+        Ok(Self { inner: Arc::new(Inner { root, db, blobs, snapshots, fail }) })
+    }
+
+    /// The directory all is in.
+    pub fn root(&self) -> &Path {
+        &self.inner.root
+    }
+
     /// The database.
     pub fn db(&self) -> &Db {
-        todo!()
+        &self.inner.db
     }
+
     /// The blobs.
     pub fn blobs(&self) -> &Blobs {
-        todo!()
+        &self.inner.blobs
     }
-}
 
-/// The one database. Clones are the same.
-#[derive(Clone)]
-pub struct Db {}
-
-/// A table of bytes by bytes, by its name.
-#[derive(Debug, Clone, Copy)]
-pub struct Table(pub &'static str);
-
-impl Db {
-    /// Reads one consistent state.
-    ///
-    /// # Errors
-    /// Those of `read`.
-    pub fn read<T, E: From<Error>>(&self, read: impl FnOnce(&ReadTx) -> Result<T, E>) -> Result<T, E> {
-        todo!()
+    /// The directory trees.
+    pub fn snapshots(&self) -> &Snapshots {
+        &self.inner.snapshots
     }
-    /// All of `write`, or nothing; on disk when it returns. Blocks.
-    ///
-    /// # Errors
-    /// Those of `write`.
-    pub fn write<T, E: From<Error>>(&self, write: impl FnOnce(&WriteTx) -> Result<T, E>) -> Result<T, E> {
-        todo!()
+
+    /// Where tests make it fail.
+    pub fn fail(&self) -> &fail::Points {
+        &self.inner.fail
     }
-    /// As [`Self::write`], on disk with the next [`Self::write`].
-    ///
-    /// # Errors
-    /// Those of `write`.
-    pub fn write_lazily<T, E: From<Error>>(
-        &self,
-        write: impl FnOnce(&WriteTx) -> Result<T, E>,
-    ) -> Result<T, E> {
-        todo!()
-    }
-}
 
-/// One consistent state of the database.
-pub struct ReadTx {}
-
-/// Changes that happen together.
-pub struct WriteTx {}
-
-/// What both kinds of transaction read with.
-pub trait Read {
-    /// The value of `key`.
-    ///
-    /// # Errors
-    /// When the file cannot be read.
-    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>>;
-    /// Calls `each` with every key that begins with `prefix`, in order, until
-    /// it gives false.
-    ///
-    /// # Errors
-    /// When the file cannot be read.
-    fn scan(&self, table: Table, prefix: &[u8], each: &mut dyn FnMut(&[u8], &[u8]) -> bool) -> Result<()>;
-}
-
-impl WriteTx {
-    /// Sets `key`.
-    ///
-    /// # Errors
-    /// When the file cannot be written.
-    pub fn put(&self, table: Table, key: &[u8], value: &[u8]) -> Result<()> {
-        todo!()
-    }
-    /// Removes `key`; whether it was there.
-    ///
-    /// # Errors
-    /// When the file cannot be written.
-    pub fn delete(&self, table: Table, key: &[u8]) -> Result<bool> {
-        todo!()
-    }
-}
-
-/// Blobs by digest.
-pub struct Blobs {}
-
-/// Keeps a blob from being collected while it is held.
-#[derive(Clone)]
-pub struct Pin {}
-
-/// A blob that is here.
-#[derive(Debug, Clone)]
-pub struct BlobInfo {
-    /// Its name.
-    pub digest: Digest,
-    /// Its bytes.
-    pub size: u64,
-    /// What was noted about it.
-    pub labels: BTreeMap<String, String>,
-}
-
-impl Blobs {
-    /// What is known of a blob, if it is here.
-    ///
-    /// # Errors
-    /// When the database cannot be read.
-    pub fn info(&self, digest: &Digest) -> Result<Option<BlobInfo>> {
-        todo!()
-    }
-    /// Opens a blob for reading.
-    ///
-    /// # Errors
-    /// [`Error::NoBlob`].
-    pub fn open(&self, digest: &Digest) -> Result<std::fs::File> {
-        todo!()
-    }
-    /// Begins a new blob.
+    /// An empty directory to mount on.
     ///
     /// # Errors
     /// When the disk refuses.
-    pub fn ingest(&self) -> Result<Ingest> {
-        todo!()
+    pub fn mount_point(&self) -> Result<PathBuf> {
+        let path = self.inner.root.join("mounts").join(base::id::fresh());
+        fs::create_dir(&path).map_err(Error::io("create", &path))?;
+        Ok(path)
     }
-    /// Keeps a blob while the guard is held; `None` when it is not here.
-    pub fn pin(&self, digest: &Digest) -> Option<Pin> {
-        todo!()
-    }
-}
 
-/// A blob in the making: an [`std::io::Write`]. Dropped, it leaves nothing.
-pub struct Ingest {}
-
-impl Ingest {
-    /// Verifies and names the blob.
+    /// Deletes what was thrown away. May take long; can be called at any time.
     ///
     /// # Errors
-    /// [`Error::Mismatch`].
-    pub fn commit(self, expected: Option<(&Digest, u64)>, labels: BTreeMap<String, String>) -> Result<Pin> {
-        todo!()
+    /// The first refusal, after all was tried.
+    pub fn empty_trash(&self) -> Result<()> {
+        let trash = self.inner.root.join("trash");
+        let root = sys::path::Root::open(&trash)?;
+        let mut result = Ok(());
+        for entry in root.dir().list()? {
+            let done = root.dir().remove_all(&entry.name);
+            if let (Err(e), Ok(())) = (done, &result) {
+                result = Err(Error::from(e));
+            }
+        }
+        result
+    }
+
+    /// Bytes of the file system the store is on: all, and those still free.
+    ///
+    /// # Errors
+    /// When it cannot be asked.
+    pub fn disk(&self) -> Result<Disk> {
+        let root = &self.inner.root;
+        let stat = rustix::fs::statvfs(root).map_err(Error::io("stat", root))?;
+        let unit = stat.f_frsize;
+        Ok(Disk {
+            total: stat.f_blocks.saturating_mul(unit),
+            free: stat.f_bfree.saturating_mul(unit),
+            available: stat.f_bavail.saturating_mul(unit),
+        })
     }
 }
 
-/// The root of a store on disk.
-#[allow(dead_code)]
-fn root(_: &Path) {}
+/// How full a disk is, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Disk {
+    /// All there is.
+    pub total: u64,
+    /// Not used by anybody.
+    pub free: u64,
+    /// Not used, and not set aside for root.
+    pub available: u64,
+}
+
+/// Others may pass through (containers of other users do) but not look around.
+fn set_private(root: &Path) -> Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    fs::set_permissions(root, fs::Permissions::from_mode(0o711)).map_err(Error::io("chmod", root))
+}
+
+/// Moves `path` out of the way, to be deleted later; nothing there is fine.
+fn throw_away(root: &Path, path: &Path) -> Result<()> {
+    let to = root.join("trash").join(base::id::fresh());
+    match fs::rename(path, &to) {
+        Ok(()) => Ok(()),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(e) => Err(Error::io("throw away", path)(e)),
+    }
+}
