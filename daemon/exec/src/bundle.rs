@@ -209,8 +209,7 @@ fn write(path: &Path, data: &[u8]) -> Result<(), Error> {
 fn hosts(process: &Process) -> String {
     use std::fmt::Write as _;
     let hostname = if process.hostname.is_empty() { "buildkitsandbox" } else { &process.hostname };
-    let mut text =
-        format!("127.0.0.1\tlocalhost {hostname}\n::1\tlocalhost ip6-localhost ip6-loopback\n");
+    let mut text = format!("127.0.0.1\tlocalhost {hostname}\n::1\tlocalhost ip6-localhost ip6-loopback\n");
     for extra in &process.extra_hosts {
         _ = writeln!(text, "{}\t{}", extra.ip, extra.host);
     }

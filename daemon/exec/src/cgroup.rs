@@ -32,11 +32,7 @@ impl Cgroup {
             return Self { path: format!("{parent}{id}"), outer: None };
         }
         let mut path = PathBuf::from("/");
-        path.extend(
-            Path::new(parent)
-                .components()
-                .filter(|c| matches!(c, std::path::Component::Normal(_))),
-        );
+        path.extend(Path::new(parent).components().filter(|c| matches!(c, std::path::Component::Normal(_))));
         if !parent.is_empty() {
             path.push("buildkit");
         } else {

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use base::Failure;
 use base::task::{Scope, blocking};
-use base::{Classify, Failure};
 use cni::dns::Overrides;
 use parking_lot::Mutex;
 use serde_json::Value;
@@ -235,15 +235,18 @@ impl Inner {
         let (attachment, resolv_conf) = (network.attachment(), network.resolv_conf().to_string());
         let process = Arc::new(process);
         let (inner, described) = (self.clone(), process.clone());
-        let bundle = blocking(move || {
-            Ok(Bundle::create(&inner.machine, &described, &attachment, &resolv_conf)?)
-        })
-        .await?;
-        let running =
-            Running { dir: bundle.dir.clone(), rootfs: process.rootfs.clone(), ended: CancellationToken::new() };
+        let bundle =
+            blocking(move || Ok(Bundle::create(&inner.machine, &described, &attachment, &resolv_conf)?))
+                .await?;
+        let running = Running {
+            dir: bundle.dir.clone(),
+            rootfs: process.rootfs.clone(),
+            ended: CancellationToken::new(),
+        };
         let taken = self.running.lock().insert(process.id.clone(), running.clone());
         debug_assert!(taken.is_none(), "the bundle's directory is unique");
-        let systemd = cgroup::is_slice(&self.machine.cgroup_parent) || cgroup::is_slice(&process.cgroup_parent);
+        let systemd =
+            cgroup::is_slice(&self.machine.cgroup_parent) || cgroup::is_slice(&process.cgroup_parent);
         let run = Run {
             command: self.runtime.run(&bundle.dir, &process.id, systemd),
             program: self.runtime.program(),
@@ -314,10 +317,7 @@ impl Inner {
         };
         let ended = run.drive(process.tty, io, scope).await;
         let inner = self.clone();
-        blocking(move || {
-            Ok(inner.exit(ended?, &process, &container.dir, &format!("{name}.log"), None))
-        })
-        .await
+        blocking(move || Ok(inner.exit(ended?, &process, &container.dir, &format!("{name}.log"), None))).await
     }
 }
 

@@ -5,14 +5,10 @@
 //! what it writes comes out as `stdout` alone.
 
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
-use std::pin::Pin;
 use std::process::Stdio;
-use std::task::{Context, Poll};
 
 use rustix::pty::OpenptFlags;
-use tokio::io::unix::AsyncFd;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::unix::pipe;
 use tokio::sync::{mpsc, oneshot};
 
@@ -41,6 +37,9 @@ pub struct Io {
     pub started: Option<oneshot::Sender<()>>,
 }
 
+/// Takes pieces of output as they come.
+pub type LogFn = Box<dyn FnMut(&[u8]) + Send>;
+
 /// Where output goes.
 #[derive(Default)]
 pub enum Output {
@@ -48,7 +47,7 @@ pub enum Output {
     #[default]
     Discard,
     /// To a function that does not block, such as one that feeds a progress log.
-    Log(Box<dyn FnMut(&[u8]) + Send>),
+    Log(LogFn),
     /// To a stream; the process waits when the stream does. An error of the
     /// stream discards the rest.
     Stream(Box<dyn AsyncWrite + Send + Unpin>),
@@ -76,8 +75,8 @@ impl Output {
         }
     }
 
-    /// Moves everything `from` has to here.
-    async fn drain(mut self, mut from: impl AsyncRead + Unpin) {
+    /// Moves everything `from` has to here. A terminal ends with an error.
+    async fn drain(mut self, mut from: pipe::Receiver) {
         let mut buffer = vec![0; CHUNK];
         loop {
             match from.read(&mut buffer).await {
@@ -101,28 +100,13 @@ pub(crate) struct Wiring {
 
 /// Our ends of the streams.
 pub(crate) struct Pump {
-    input: Option<(Input, Sending)>,
-    outputs: Vec<(Output, Receiving)>,
+    input: Option<(Input, pipe::Sender)>,
+    outputs: Vec<(Output, pipe::Receiver)>,
     /// The terminal, to resize it.
     pub terminal: Option<File>,
 }
 
-enum Sending {
-    Pipe(pipe::Sender),
-    Terminal(Terminal),
-}
-
-enum Receiving {
-    Pipe(pipe::Receiver),
-    Terminal(Terminal),
-}
-
-pub(crate) fn wire(
-    tty: bool,
-    stdin: Option<Input>,
-    stdout: Output,
-    stderr: Output,
-) -> Result<Wiring, Error> {
+pub(crate) fn wire(tty: bool, stdin: Option<Input>, stdout: Output, stderr: Output) -> Result<Wiring, Error> {
     let error = Error::file("open", "pipe");
     if tty { wire_terminal(stdin, stdout) } else { wire_pipes(stdin, stdout, stderr) }.map_err(error)
 }
@@ -134,7 +118,7 @@ fn wire_pipes(stdin: Option<Input>, stdout: Output, stderr: Output) -> std::io::
             return Ok(Stdio::null());
         }
         let (read, write) = std::io::pipe()?;
-        outputs.push((sink, Receiving::Pipe(pipe::Receiver::from_owned_fd(read.into())?)));
+        outputs.push((sink, pipe::Receiver::from_owned_fd(read.into())?));
         Ok(write.into())
     };
     let (stdout, stderr) = (output(stdout)?, output(stderr)?);
@@ -143,7 +127,7 @@ fn wire_pipes(stdin: Option<Input>, stdout: Output, stderr: Output) -> std::io::
         None => Stdio::null(),
         Some(source) => {
             let (read, write) = std::io::pipe()?;
-            input = Some((source, Sending::Pipe(pipe::Sender::from_owned_fd(write.into())?)));
+            input = Some((source, pipe::Sender::from_owned_fd(write.into())?));
             read.into()
         }
     };
@@ -162,8 +146,9 @@ fn wire_terminal(stdin: Option<Input>, stdout: Output) -> std::io::Result<Wiring
     )?;
     let flags = rustix::fs::fcntl_getfl(&master)?;
     rustix::fs::fcntl_setfl(&master, flags | rustix::fs::OFlags::NONBLOCK)?;
+    // A terminal is read and written like a pipe.
     let input = match stdin {
-        Some(source) => Some((source, Sending::Terminal(Terminal::new(master.try_clone()?)?))),
+        Some(source) => Some((source, pipe::Sender::from_owned_fd_unchecked(master.try_clone()?)?)),
         None => None,
     };
     Ok(Wiring {
@@ -172,7 +157,7 @@ fn wire_terminal(stdin: Option<Input>, stdout: Output) -> std::io::Result<Wiring
         stderr: slave.into(),
         pump: Pump {
             input,
-            outputs: vec![(stdout, Receiving::Terminal(Terminal::new(master.try_clone()?)?))],
+            outputs: vec![(stdout, pipe::Receiver::from_owned_fd_unchecked(master.try_clone()?)?)],
             terminal: Some(master.into()),
         },
     })
@@ -181,84 +166,15 @@ fn wire_terminal(stdin: Option<Input>, stdout: Output) -> std::io::Result<Wiring
 impl Pump {
     /// Starts to move output. The handles end when the process has closed its side.
     pub(crate) fn start_output(&mut self, scope: &base::task::Scope) -> Vec<tokio::task::JoinHandle<()>> {
-        self.outputs
-            .drain(..)
-            .map(|(sink, from)| match from {
-                Receiving::Pipe(from) => scope.spawn(sink.drain(from)),
-                Receiving::Terminal(from) => scope.spawn(sink.drain(from)),
-            })
-            .collect()
+        self.outputs.drain(..).map(|(sink, from)| scope.spawn(sink.drain(from))).collect()
     }
 
     /// Starts to move input; ends with it, or when the process does not read on.
     /// The caller aborts it when the process has ended.
     pub(crate) fn start_input(&mut self, scope: &base::task::Scope) -> Option<tokio::task::JoinHandle<()>> {
-        let (mut source, to) = self.input.take()?;
+        let (mut source, mut to) = self.input.take()?;
         Some(scope.spawn(async move {
-            _ = match to {
-                Sending::Pipe(mut to) => tokio::io::copy(&mut source, &mut to).await,
-                Sending::Terminal(mut to) => tokio::io::copy(&mut source, &mut to).await,
-            };
+            _ = tokio::io::copy(&mut source, &mut to).await;
         }))
-    }
-}
-
-/// Our side of a pseudo terminal.
-struct Terminal(AsyncFd<OwnedFd>);
-
-impl Terminal {
-    fn new(fd: OwnedFd) -> std::io::Result<Self> {
-        Ok(Self(AsyncFd::new(fd)?))
-    }
-}
-
-impl AsyncRead for Terminal {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<std::io::Result<()>> {
-        loop {
-            let mut ready = std::task::ready!(self.0.poll_read_ready(cx))?;
-            let read = ready.try_io(|fd| Ok(rustix::io::read(fd.as_fd(), buffer.initialize_unfilled())?));
-            match read {
-                Ok(Ok(n)) => {
-                    buffer.advance(n);
-                    return Poll::Ready(Ok(()));
-                }
-                // The other side is closed: that is how a terminal ends.
-                Ok(Err(e)) if e.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error()) => {
-                    return Poll::Ready(Ok(()));
-                }
-                Ok(Err(e)) if e.kind() == std::io::ErrorKind::Interrupted => {}
-                Ok(Err(e)) => return Poll::Ready(Err(e)),
-                Err(_would_block) => {}
-            }
-        }
-    }
-}
-
-impl AsyncWrite for Terminal {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        data: &[u8],
-    ) -> Poll<std::io::Result<usize>> {
-        loop {
-            let mut ready = std::task::ready!(self.0.poll_write_ready(cx))?;
-            match ready.try_io(|fd| Ok(rustix::io::write(fd.as_fd(), data)?)) {
-                Ok(Err(e)) if e.kind() == std::io::ErrorKind::Interrupted => {}
-                Ok(result) => return Poll::Ready(result),
-                Err(_would_block) => {}
-            }
-        }
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Poll::Ready(Ok(()))
     }
 }

@@ -27,7 +27,7 @@ mod user;
 
 pub use error::Error;
 pub use executor::{Config, Executor};
-pub use io::{Input, Io, Output, WindowSize};
+pub use io::{Input, Io, LogFn, Output, WindowSize};
 pub use network::{Attachment, HostNetwork, Namespace, Network};
 pub use process::{
     Device, Exit, HostAddress, Mount, NetworkMode, Process, Reason, Resources, Security, Source, Ulimit,

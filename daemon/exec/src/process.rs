@@ -208,8 +208,9 @@ impl Exit {
     /// # Errors
     /// When the exit was no success.
     pub fn check_process(&self, args: &[String]) -> Result<(), Failure> {
-        self.check()
-            .map_err(|e| e.context(format!("process {} did not complete successfully", gotext::quote(&args.join(" ")))))
+        self.check().map_err(|e| {
+            e.context(format!("process {} did not complete successfully", gotext::quote(&args.join(" "))))
+        })
     }
 }
 

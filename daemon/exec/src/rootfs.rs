@@ -27,7 +27,13 @@ pub(crate) struct Stubs(Vec<PathBuf>);
 impl Stubs {
     /// Creates what is missing of `path`, a resolved one. Remembered are its
     /// last component, or with `recursive` all that were missing.
-    pub(crate) fn create(&mut self, root: &Root, path: &Path, kind: Stub, recursive: bool) -> sys::Result<()> {
+    pub(crate) fn create(
+        &mut self,
+        root: &Root,
+        path: &Path,
+        kind: Stub,
+        recursive: bool,
+    ) -> sys::Result<()> {
         let mut ancestor = path;
         let mut missing = Vec::new();
         while root.lstat(ancestor).is_err() {
@@ -112,8 +118,7 @@ fn set_times(root: &Root, path: &Path, stat: &Stat) -> sys::Result<()> {
     let time = |seconds: i64, nanos: u64| {
         Timestamp::from_nanos(seconds.saturating_mul(1_000_000_000).saturating_add_unsigned(nanos))
     };
-    let (access, change) =
-        (time(stat.st_atime, stat.st_atime_nsec), time(stat.st_mtime, stat.st_mtime_nsec));
+    let (access, change) = (time(stat.st_atime, stat.st_atime_nsec), time(stat.st_mtime, stat.st_mtime_nsec));
     root.open_dir(path)?.utimens(".", access, change)
 }
 

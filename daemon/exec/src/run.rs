@@ -12,8 +12,8 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use crate::io::{self, Io, WindowSize};
 use crate::Error;
+use crate::io::{self, Io, WindowSize};
 
 /// Between attempts to kill a container that may not have started yet.
 const RETRY: Duration = Duration::from_millis(5);

@@ -95,7 +95,8 @@ impl Runtime {
         self.delete(&id);
         crate::bundle::remove_dir(&dir);
         let output = output?;
-        let said = format!("{}{}", String::from_utf8_lossy(&output.stderr), String::from_utf8_lossy(&output.stdout));
+        let said =
+            format!("{}{}", String::from_utf8_lossy(&output.stderr), String::from_utf8_lossy(&output.stdout));
         if said.contains(PROBE) {
             return Ok(());
         }
@@ -169,7 +170,7 @@ impl Runtime {
 pub(crate) fn complaint(log: &Path) -> Option<String> {
     let text = std::fs::read_to_string(log).ok()?;
     let lines = text.lines().filter_map(|line| serde_json::from_str::<LogLine>(line).ok());
-    lines.filter(|l| l.level == "error" || l.level == "fatal").map(|l| l.msg).last()
+    lines.filter(|l| l.level == "error" || l.level == "fatal").map(|l| l.msg).next_back()
 }
 
 /// The code a shell would show.

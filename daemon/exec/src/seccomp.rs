@@ -91,12 +91,7 @@ pub(crate) fn filter(arch: &str, capabilities: &[String]) -> Filter {
 }
 
 fn allow(names: impl IntoIterator<Item = &'static str>) -> Rule {
-    Rule {
-        names: names.into_iter().collect(),
-        action: "SCMP_ACT_ALLOW",
-        errno_ret: None,
-        args: Vec::new(),
-    }
+    Rule { names: names.into_iter().collect(), action: "SCMP_ACT_ALLOW", errno_ret: None, args: Vec::new() }
 }
 
 fn when(name: &'static str, argument: Argument) -> Rule {
@@ -224,7 +219,8 @@ mod tests {
     fn capabilities_open_calls() {
         let plain = filter("x86_64", &["CAP_CHOWN".into(), "CAP_SYS_CHROOT".into()]);
         assert!(allowed(&plain, "openat") && allowed(&plain, "chroot") && allowed(&plain, "arch_prctl"));
-        for name in ["mount", "unshare", "bpf", "reboot", "clone3", "keyctl", "userfaultfd", "io_uring_setup"] {
+        for name in ["mount", "unshare", "bpf", "reboot", "clone3", "keyctl", "userfaultfd", "io_uring_setup"]
+        {
             assert!(!allowed(&plain, name), "{name}");
         }
         let admin = filter("aarch64", &["CAP_SYS_ADMIN".into()]);

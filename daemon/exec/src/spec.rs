@@ -224,9 +224,9 @@ fn resources(process: &Process, insecure: bool) -> Value {
     } else {
         vec![json!({"allow": false, "access": "rwm"})]
     };
-    rules.extend(process.devices.iter().map(|d| {
-        json!({"allow": true, "type": d.kind, "major": d.major, "minor": d.minor, "access": d.access})
-    }));
+    rules.extend(process.devices.iter().map(
+        |d| json!({"allow": true, "type": d.kind, "major": d.major, "minor": d.minor, "access": d.access}),
+    ));
     let Resources { memory, memory_swap, cpu_shares, cpu_period, cpu_quota, cpuset_cpus, cpuset_mems } =
         &process.resources;
     let mut limits = Map::new();
@@ -262,13 +262,13 @@ fn resources(process: &Process, insecure: bool) -> Value {
 fn devices(process: &Process, around: &Surroundings<'_>) -> Vec<Value> {
     let mut list: Vec<Value> = Vec::new();
     if process.security == Security::Insecure && !around.in_user_namespace {
-        list.extend(PRIVILEGED_DEVICES.iter().map(|(path, kind, major, minor)| {
-            json!({"path": path, "type": kind, "major": major, "minor": minor})
-        }));
+        list.extend(PRIVILEGED_DEVICES.iter().map(
+            |(path, kind, major, minor)| json!({"path": path, "type": kind, "major": major, "minor": minor}),
+        ));
         let last = around.free_loop.unwrap_or(0) + SPARE_LOOPS;
-        list.extend((0..=last).map(|n| {
-            json!({"path": format!("/dev/loop{n}"), "type": "b", "major": 7, "minor": n})
-        }));
+        list.extend(
+            (0..=last).map(|n| json!({"path": format!("/dev/loop{n}"), "type": "b", "major": 7, "minor": n})),
+        );
     }
     for Device { path, kind, major, minor, mode, .. } in &process.devices {
         let mut device = json!({"path": path, "type": kind, "major": major, "minor": minor});
@@ -283,9 +283,7 @@ fn devices(process: &Process, around: &Surroundings<'_>) -> Vec<Value> {
 fn mounts(process: &Process, around: &Surroundings<'_>) -> Result<Vec<Value>, Error> {
     let insecure = process.security == Security::Insecure;
     let writable = if insecure { "rw" } else { "ro" };
-    let mount = |dest: &str, kind: &str, source: &str, options: &[&str]| {
-        json!({"destination": dest, "type": kind, "source": source, "options": options})
-    };
+    let mount = |dest: &str, kind: &str, source: &str, options: &[&str]| json!({"destination": dest, "type": kind, "source": source, "options": options});
     let file = |source: &Path, dest: &str| -> Result<Value, Error> {
         Ok(mount(dest, "bind", text(source)?, &["nosuid", "noexec", "nodev", "rbind", "ro"]))
     };
@@ -308,12 +306,7 @@ fn mounts(process: &Process, around: &Surroundings<'_>) -> Result<Vec<Value>, Er
     ];
     if !around.rootless {
         list.push(mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", writable]));
-        list.push(mount(
-            "/sys/fs/cgroup",
-            "cgroup",
-            "cgroup",
-            &[writable, "nosuid", "noexec", "nodev"],
-        ));
+        list.push(mount("/sys/fs/cgroup", "cgroup", "cgroup", &[writable, "nosuid", "noexec", "nodev"]));
     }
     list.push(file(around.resolv_conf, "/etc/resolv.conf")?);
     list.push(file(around.hosts, "/etc/hosts")?);

@@ -51,11 +51,8 @@ fn parent_of(pid: Pid) -> Option<i32> {
 pub fn free_loop_device() -> Result<u32> {
     const CONTROL: &str = "/dev/loop-control";
     const LOOP_CTL_GET_FREE: libc::Ioctl = 0x4c82;
-    let control = File::options()
-        .read(true)
-        .write(true)
-        .open(CONTROL)
-        .map_err(|e| Error::new("open", CONTROL, e))?;
+    let control =
+        File::options().read(true).write(true).open(CONTROL).map_err(|e| Error::new("open", CONTROL, e))?;
     // SAFETY: the request takes no argument and writes no memory of ours.
     let number = unsafe { libc::ioctl(control.as_raw_fd(), LOOP_CTL_GET_FREE) };
     u32::try_from(number)

@@ -53,7 +53,8 @@ impl Bench {
         for name in applets.split_ascii_whitespace() {
             std::os::unix::fs::symlink("busybox", rootfs.join("bin").join(name)).unwrap();
         }
-        std::fs::write(rootfs.join("etc/passwd"), "root:x:0:0::/:/bin/sh\ndev:x:1000:100::/:/bin/sh\n").unwrap();
+        std::fs::write(rootfs.join("etc/passwd"), "root:x:0:0::/:/bin/sh\ndev:x:1000:100::/:/bin/sh\n")
+            .unwrap();
         std::fs::write(rootfs.join("etc/group"), "root:x:0:\nusers:x:100:\naudio:x:29:dev\n").unwrap();
         let executor = Executor::new(config(&dir.path().join("state"))).await.unwrap();
         Self { dir, executor, scope: Scope::root() }
