@@ -23,6 +23,29 @@ pub fn parse_binary(text: &str) -> Option<u64> {
     (bytes.is_finite() && bytes >= 0.0 && bytes < u64::MAX as f64).then_some(bytes as u64)
 }
 
+/// `units.RAMInBytes`: as [`parse_binary`], but taking exactly what the
+/// reference takes, such as `1e3` and `5 k`, and nothing around it.
+pub fn ram_in_bytes(text: &str) -> Option<i64> {
+    let last = text.rfind(|c: char| c.is_ascii_digit() || c == '.' || c == ' ')?;
+    let (number, unit) = match text.split_at(last) {
+        (number, unit) if unit.starts_with(' ') => (number, &unit[1..]),
+        _ => text.split_at(last + 1),
+    };
+    let number: f64 = number.parse().ok().filter(|n: &f64| n.is_finite() && *n >= 0.0)?;
+    let unit = unit.to_ascii_lowercase();
+    let shift = match unit.as_str() {
+        "" | "b" => 0,
+        "k" | "kb" | "kib" => 10,
+        "m" | "mb" | "mib" => 20,
+        "g" | "gb" | "gib" => 30,
+        "t" | "tb" | "tib" => 40,
+        "p" | "pb" | "pib" => 50,
+        _ => return None,
+    };
+    let bytes = number * (1u64 << shift) as f64;
+    (bytes < i64::MAX as f64).then_some(bytes as i64)
+}
+
 /// `1.23kB`, `45.6MB`: powers of 1000 and the same digits as docker and
 /// buildctl print.
 pub fn human(bytes: u64) -> String {
@@ -63,6 +86,31 @@ mod tests {
         assert_eq!(parse_binary("2g"), Some(2 << 30));
         for bad in ["", "x", "-1", "1QB", "1e400"] {
             assert_eq!(parse_binary(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn reads_what_the_reference_reads() {
+        for (text, want) in [
+            ("32", Some(32)),
+            ("32b", Some(32)),
+            ("32K", Some(32 << 10)),
+            ("1.5 kiB", Some(1536)),
+            ("1e3", Some(1000)),
+            ("0.3 k", Some(307)),
+            ("5 ", Some(5)),
+            (".5k", Some(512)),
+            ("", None),
+            ("hello", None),
+            ("-32", None),
+            (" 32 ", None),
+            ("32 mbb", None),
+            ("32i b", None),
+            ("1bb", None),
+            ("1e400", None),
+            ("9e18k", None),
+        ] {
+            assert_eq!(ram_in_bytes(text), want, "{text}");
         }
     }
 

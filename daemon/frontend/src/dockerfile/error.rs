@@ -47,12 +47,21 @@ pub struct Error {
 /// What is wrong, by the part of the language that says so.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Problem {
+    /// The file is not made of instructions.
+    #[error(transparent)]
+    Parser(#[from] super::parser::Problem),
     /// A word cannot be expanded.
     #[error(transparent)]
     Shell(#[from] super::shell::Error),
     /// An instruction is not what it should be.
     #[error(transparent)]
     Instruction(#[from] super::instructions::Problem),
+    /// The configuration of the linter, or its outcome.
+    #[error(transparent)]
+    Lint(#[from] super::lint::Problem),
+    /// A pattern of an ignore file.
+    #[error(transparent)]
+    Pattern(#[from] base::patterns::Error),
 }
 
 impl Error {

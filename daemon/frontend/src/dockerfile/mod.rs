@@ -20,9 +20,13 @@
 //! Texts of errors and warnings are part of the interface: people and programs
 //! search for them.
 
+pub mod directives;
 pub mod error;
 pub mod instructions;
+pub mod lint;
+pub mod parser;
 pub mod shell;
 pub mod suggest;
+mod text;
 
 pub use error::{Error, Lines, Problem};

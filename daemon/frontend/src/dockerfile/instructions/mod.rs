@@ -6,12 +6,17 @@
 //! the converter.
 
 pub mod csv;
+mod expand;
+mod flags;
+mod mount;
+mod parse;
 mod problem;
 
 use std::time::Duration;
 
 use super::Lines;
 
+pub use parse::{parse, parse_trigger};
 pub use problem::Problem;
 
 /// The file: what comes before the first `FROM`, and the stages.
@@ -125,7 +130,8 @@ pub struct Label {
     pub literal: bool,
 }
 
-/// A program with arguments, or a line for the shell.
+/// A program with arguments, or a line for the shell. Words of an array and of
+/// a line are both as they are written.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct CommandLine {
     /// The arguments; for a shell the one line, or nothing.
@@ -329,6 +335,5 @@ pub enum Sharing {
 /// Where among `stages` the one called `name` is, by name and in any case. The
 /// first of that name counts. Indices are the caller's affair.
 pub fn find_stage(stages: &[Stage], name: &str) -> Option<usize> {
-    let name = name.to_lowercase();
-    stages.iter().position(|s| s.name.to_lowercase() == name)
+    stages.iter().position(|s| s.name.eq_ignore_ascii_case(name))
 }
