@@ -18,7 +18,9 @@
 //! for it fails with the reason.
 
 mod calls;
+pub mod client;
 mod error;
+pub mod fs;
 pub mod json;
 pub mod metadata;
 mod sessions;
@@ -28,6 +30,8 @@ pub mod tunnel;
 pub use calls::auth::{Token, TokenRequest};
 pub use calls::content::{BlobInfo, BlobReader, BlobWriter};
 pub use calls::exporter::ExporterSpec;
+pub use calls::files::{Deliver, FileWriter, SyncDir};
+
 pub use calls::ssh::{Forwarded, SocketOptions};
 pub use calls::upload::Upload;
 pub use error::Error;

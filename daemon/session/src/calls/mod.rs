@@ -3,6 +3,7 @@
 pub(crate) mod auth;
 pub(crate) mod content;
 pub(crate) mod exporter;
+pub(crate) mod files;
 
 pub(crate) mod policy;
 pub(crate) mod secrets;
