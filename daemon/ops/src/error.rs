@@ -1,0 +1,49 @@
+//! What goes wrong in an operation, beside what goes wrong below it.
+
+use base::{Classify, Kind};
+
+/// An operation cannot be keyed or run.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)] // the messages say it
+pub enum Error {
+    #[error("could not access local files without session")]
+    NoSession,
+    #[error("failed to parse source {identifier:?}: unknown scheme")]
+    UnknownScheme { identifier: String },
+    #[error("source {identifier:?}: attribute {key}={value:?}: {reason}")]
+    Attribute { identifier: String, key: String, value: String, reason: String },
+    #[error("image digest {digest} for {reference} does not match expected checksum {expected}")]
+    Checksum { digest: base::Digest, reference: String, expected: String },
+    #[error("layer limit {limit} is greater than the number of layers in the image {layers}")]
+    LayerLimit { limit: usize, layers: usize },
+    #[error("image config of {reference}: {reason}")]
+    ImageConfig { reference: String, reason: String },
+    #[error("mount {dest}: {reason}")]
+    Mount { dest: String, reason: String },
+    #[error("secret {id}: not found")]
+    Secret { id: String },
+    #[error("granting entitlement {0} is not allowed by build daemon configuration")]
+    Entitlement(crate::Entitlement),
+    #[error("missing input {0}")]
+    Input(i64),
+    #[error("failed to load cache key: invalid path for dir copy: {path:?}: {reason}")]
+    Content { path: String, reason: String },
+    #[error("file action {index}: {reason}")]
+    Action { index: usize, reason: String },
+    #[error("{what} is not supported by this daemon")]
+    Unsupported { what: String },
+}
+
+impl Classify for Error {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::NoSession => Kind::FailedPrecondition,
+            Self::Secret { .. } => Kind::NotFound,
+            Self::Checksum { .. } => Kind::FailedPrecondition,
+            Self::Entitlement(_) => Kind::PermissionDenied,
+            Self::Unsupported { .. } => Kind::Unimplemented,
+            Self::ImageConfig { .. } | Self::Content { .. } => Kind::Unknown,
+            _ => Kind::InvalidArgument,
+        }
+    }
+}

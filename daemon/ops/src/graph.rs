@@ -1,0 +1,50 @@
+//! From a checked definition to what the solver builds.
+
+use std::sync::Arc;
+
+use base::Failure;
+use base::progress::Group;
+use proto::pb::op::Op;
+use solver::{Edge, Operation, Vertex};
+
+use crate::exec::ExecOp;
+use crate::file::FileOp;
+use crate::other::{BuildOp, DiffOp, MergeOp, PassthroughOp};
+use crate::{Output, Worker, source};
+
+/// Every vertex of `llb` with its operation.
+///
+/// # Errors
+/// When an operation cannot be keyed: an unknown source, a malformed attribute.
+pub fn graph(worker: &Arc<Worker>, llb: &llb::Graph) -> Result<solver::Graph<Output>, Failure> {
+    let vertices = llb.vertices().iter().map(|vertex| {
+        let inputs = vertex.inputs.iter().filter_map(|edge| {
+            Some(Edge::new(llb.vertex(*edge)?.digest.clone(), edge.output))
+        });
+        let meta = &vertex.meta;
+        Ok(Vertex {
+            digest: vertex.digest.clone(),
+            name: vertex.name().to_owned(),
+            inputs: inputs.collect(),
+            op: operation(worker, vertex)?,
+            ignore_cache: meta.ignore_cache,
+            export_cache: meta.export_cache,
+            group: meta.group.as_ref().map(|g| Group { id: g.id.clone(), name: g.name.clone(), weak: g.weak }),
+            description: meta.description.clone(),
+        })
+    });
+    solver::Graph::new(vertices.collect::<Result<Vec<_>, Failure>>()?)
+}
+
+fn operation(worker: &Arc<Worker>, vertex: &llb::Vertex) -> Result<Arc<dyn Operation<Output>>, Failure> {
+    let worker = worker.clone();
+    Ok(match &vertex.op {
+        Op::Source(op) => source::operation(worker, vertex, op)?,
+        Op::Exec(op) => Arc::new(ExecOp::new(worker, vertex, op)?),
+        Op::File(op) => Arc::new(FileOp::new(worker, vertex, op)?),
+        Op::Merge(op) => Arc::new(MergeOp::new(worker, vertex, op)?),
+        Op::Diff(op) => Arc::new(DiffOp::new(worker, vertex, op)?),
+        Op::Passthrough(op) => Arc::new(PassthroughOp::new(vertex, op)?),
+        Op::Build(op) => Arc::new(BuildOp::new(worker, vertex, op)?),
+    })
+}

@@ -1,0 +1,33 @@
+//! How each LLB operation is keyed and run.
+//!
+//! [`graph`] turns a checked [`llb::Graph`] into one the solver builds: every
+//! vertex gets the [`solver::Operation`] of its kind. Operations share a
+//! [`Worker`]: the store, the sandbox, sessions and registries. A result is an
+//! [`Output`].
+
+mod cachemount;
+mod content;
+mod error;
+mod exec;
+mod file;
+mod graph;
+mod keyed;
+mod logs;
+mod mounts;
+mod other;
+mod results;
+pub mod source;
+mod worker;
+
+pub use content::Contents;
+pub use error::Error;
+pub use graph::graph;
+pub use logs::LogLimits;
+pub use results::Results;
+pub use worker::{BuildValues, Entitlement, Worker};
+
+/// One result of an operation: a tree, or nothing at all (scratch).
+pub type Output = Option<refs::Ref>;
+
+/// What an operation of this crate is given.
+pub(crate) type Cx = solver::OpContext<Output>;

@@ -1,0 +1,444 @@
+//! `docker-image://`: images in registries.
+//!
+//! An image is keyed twice: by its manifest, and by the chain of its layers, so
+//! that two manifests of the same layers find the same result. Layers stay
+//! where they are until somebody needs their files.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use base::once::Flight;
+use base::{Descriptor, Digest, Failure, Platform, Timestamp, gojson};
+use parking_lot::Mutex;
+use proto::pb;
+use refs::{BlobSource, Bytes, Layer, RecordType, Ref};
+use registry::{Access, Reference, Registries};
+use serde::{Deserialize, Serialize};
+use session::Sessions;
+use solver::{CacheMap, Operation};
+use store::{Read as _, Store, Table};
+
+use super::Attrs;
+use super::credentials::SessionCredentials;
+use crate::worker::sessions;
+use crate::{Cx, Error, Output, Worker};
+
+const SCHEME: &str = "docker-image://";
+/// Where a result says which image it was pulled as.
+const ORIGIN: &str = "image.origin";
+/// What is known of images by manifest and platform.
+const KNOWN: Table = Table("image-manifests");
+/// So many are remembered; then it begins anew.
+const MAX_KNOWN: usize = 1024;
+
+/// Images in registries, on behalf of builds. What was learnt is remembered.
+pub struct Images {
+    registries: Registries,
+    sessions: Sessions,
+    store: Store,
+    salt: [u8; 32],
+    known: Mutex<BTreeMap<String, Arc<Image>>>,
+    resolving: Flight<String, Arc<Image>>,
+}
+
+/// An image for one platform.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Image {
+    /// What the name stands for: a manifest or an index.
+    pub root: Descriptor,
+    /// The manifest.
+    pub manifest: Descriptor,
+    /// The layers, lowest first.
+    pub layers: Vec<Descriptor>,
+    /// The config, byte for byte.
+    #[serde(with = "text")]
+    pub config: Vec<u8>,
+}
+
+/// Configs are JSON, hence text.
+mod text {
+    use serde::{Deserialize as _, Deserializer, Serializer, de, ser};
+
+    pub(super) fn serialize<S: Serializer>(bytes: &[u8], s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_str(std::str::from_utf8(bytes).map_err(ser::Error::custom)?)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<u8>, D::Error> {
+        String::deserialize(d).map(String::into_bytes).map_err(de::Error::custom)
+    }
+}
+
+/// Which image is wanted.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    reference: Reference,
+    platform: Platform,
+    checksum: Option<String>,
+}
+
+impl Wanted {
+    /// Reads a source operation.
+    ///
+    /// # Errors
+    /// When it names no image.
+    pub fn parse(op: &pb::SourceOp, platform: &Platform) -> Result<Self, Failure> {
+        let Some(name) = op.identifier.strip_prefix(SCHEME) else {
+            return Err(match op.identifier.split_once("://") {
+                Some((scheme, _)) => Error::Unsupported { what: format!("the source {scheme}://") },
+                None => Error::UnknownScheme { identifier: op.identifier.clone() },
+            }
+            .into());
+        };
+        let attrs = Attrs::new(op);
+        attrs.parse(llb::attr::IMAGE_RESOLVE_MODE, |mode| match mode {
+            // There is no store of images beside the registries, so all modes are one.
+            "" | "default" | "pull" | "local" => Ok(()),
+            _ => Err("unknown resolve mode".to_owned()),
+        })?;
+        Ok(Self {
+            reference: registry::parse(name)?.tag_name_only(),
+            platform: platform.clone(),
+            checksum: attrs.get(llb::attr::IMAGE_CHECKSUM).filter(|c| !c.is_empty()).map(str::to_owned),
+        })
+    }
+
+    /// Its name.
+    pub fn reference(&self) -> &Reference {
+        &self.reference
+    }
+}
+
+impl Images {
+    /// Images in `registries`, with the credentials of `sessions`.
+    pub fn new(registries: Registries, sessions: Sessions, store: Store) -> Self {
+        Self {
+            registries,
+            sessions,
+            store,
+            salt: rand::random(),
+            known: Mutex::default(),
+            resolving: Flight::default(),
+        }
+    }
+
+    /// The registries.
+    pub fn registries(&self) -> &Registries {
+        &self.registries
+    }
+
+    /// Access to registries on behalf of the clients with these sessions.
+    pub fn access(&self, sessions: &[String]) -> Access {
+        let ids = sessions.iter().filter(|s| !s.is_empty()).cloned().collect();
+        let sessions = self.sessions.clone();
+        Access::new(Arc::new(SessionCredentials { sessions, ids, salt: self.salt }))
+    }
+
+    /// What `wanted` is now. Asks the registry what the name stands for, and
+    /// for the rest only when it is not known.
+    ///
+    /// # Errors
+    /// Those of the registry.
+    pub async fn resolve(&self, wanted: &Wanted, sessions: &[String]) -> Result<Arc<Image>, Failure> {
+        if let Some(digest) = wanted.reference.digest()
+            && let Some(image) = self.recall(digest, &wanted.platform)?
+        {
+            return check(image, wanted);
+        }
+        let key = format!("{} {} {}", wanted.reference, wanted.platform.format_all(), sessions.join(" "));
+        let image = self.resolving.run(key, || self.ask(wanted, sessions)).await?;
+        check(image, wanted)
+    }
+
+    async fn ask(&self, wanted: &Wanted, sessions: &[String]) -> Result<Arc<Image>, Failure> {
+        let access = self.access(sessions);
+        let repository = self.registries.repository(&wanted.reference, &access).await?;
+        let root = repository.resolve().await?;
+        if let Some(image) = self.recall(&root.digest, &wanted.platform)? {
+            return Ok(image);
+        }
+        let found = repository.image(&root, &wanted.platform).await?;
+        let image = Arc::new(Image {
+            root,
+            manifest: found.desc,
+            layers: found.manifest.layers,
+            config: found.config.to_vec(),
+        });
+        self.remember(&image, &wanted.platform)?;
+        Ok(image)
+    }
+
+    fn recall(&self, root: &Digest, platform: &Platform) -> Result<Option<Arc<Image>>, Failure> {
+        let key = key(root, platform);
+        if let Some(image) = self.known.lock().get(&key) {
+            return Ok(Some(image.clone()));
+        }
+        let noted = self.store.db().read(|tx| tx.get(KNOWN, key.as_bytes()))?;
+        let image = noted.and_then(|bytes| serde_json::from_slice::<Image>(&bytes).ok()).map(Arc::new);
+        if let Some(image) = &image {
+            self.known.lock().insert(key, image.clone());
+        }
+        Ok(image)
+    }
+
+    fn remember(&self, image: &Arc<Image>, platform: &Platform) -> Result<(), Failure> {
+        let key = key(&image.root.digest, platform);
+        // A config that is no text is not remembered, and refused by who reads it.
+        let Ok(value) = serde_json::to_vec(&**image) else { return Ok(()) };
+        self.store.db().write_lazily(|tx| {
+            let mut keys = Vec::new();
+            tx.scan(KNOWN, b"", &mut |key, _| {
+                keys.push(key.to_vec());
+                true
+            })?;
+            if keys.len() >= MAX_KNOWN {
+                for old in &keys {
+                    tx.delete(KNOWN, old)?;
+                }
+            }
+            tx.put(KNOWN, key.as_bytes(), &value)
+        })?;
+        let mut known = self.known.lock();
+        if known.len() >= MAX_KNOWN {
+            known.clear();
+        }
+        known.insert(key, image.clone());
+        Ok(())
+    }
+
+    /// Where the layers of an image come from.
+    pub(crate) fn layers(&self, reference: Reference, sessions: &[String]) -> Arc<dyn BlobSource> {
+        Arc::new(Layers { registries: self.registries.clone(), access: self.access(sessions), reference })
+    }
+    /// Gives a result that was pulled earlier, and is not all here, its source back.
+    pub(crate) fn reattach(&self, result: &Ref, cx: &Cx) -> Result<(), Failure> {
+        if !result.is_lazy() {
+            return Ok(());
+        }
+        let mut below = vec![result.clone()];
+        while let Some(layer) = below.pop() {
+            match layer.get_meta(ORIGIN)?.and_then(|name| String::from_utf8(name).ok()) {
+                Some(name) => {
+                    let source = self.layers(registry::parse(&name)?, &sessions(cx));
+                    layer.attach(source, cx.progress.clone());
+                }
+                None => below.extend(layer.parents()),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn key(root: &Digest, platform: &Platform) -> String {
+    format!("{root} {}", platform.format_all())
+}
+
+fn check(image: Arc<Image>, wanted: &Wanted) -> Result<Arc<Image>, Failure> {
+    match &wanted.checksum {
+        Some(expected) if image.root.digest.as_str() != expected => Err(Error::Checksum {
+            digest: image.root.digest.clone(),
+            reference: wanted.reference.to_string(),
+            expected: expected.clone(),
+        }
+        .into()),
+        _ => Ok(image),
+    }
+}
+
+struct Layers {
+    registries: Registries,
+    access: Access,
+    reference: Reference,
+}
+
+#[async_trait]
+impl BlobSource for Layers {
+    async fn open(&self, descriptor: &Descriptor, offset: u64) -> Result<Bytes, Failure> {
+        let repository = self.registries.repository(&self.reference, &self.access).await?;
+        Ok(Box::pin(repository.open(descriptor, offset).await?))
+    }
+}
+
+/// The parts of an image's config that keys and layers are made of.
+#[derive(Deserialize)]
+struct Config {
+    #[serde(default)]
+    rootfs: RootFs,
+    #[serde(default)]
+    history: Vec<History>,
+}
+
+#[derive(Default, Deserialize)]
+struct RootFs {
+    #[serde(default, rename = "type")]
+    kind: String,
+    #[serde(default)]
+    diff_ids: Vec<Digest>,
+}
+
+#[derive(Deserialize)]
+struct History {
+    #[serde(default)]
+    created: Option<Timestamp>,
+    #[serde(default)]
+    empty_layer: bool,
+}
+
+/// An image as a source.
+pub(crate) struct ImageSource {
+    worker: Arc<Worker>,
+    wanted: Wanted,
+    record_type: RecordType,
+    limit: Option<usize>,
+    image: tokio::sync::OnceCell<Arc<Image>>,
+}
+
+/// What the first key is made of; the names are those of the reference.
+#[derive(Serialize)]
+struct ManifestKey<'a> {
+    #[serde(rename = "Digest")]
+    digest: &'a Digest,
+    #[serde(rename = "OS")]
+    os: &'a str,
+    #[serde(rename = "Arch")]
+    architecture: &'a str,
+    #[serde(rename = "Variant", skip_serializing_if = "str::is_empty")]
+    variant: &'a str,
+    #[serde(rename = "OSVersion", skip_serializing_if = "str::is_empty")]
+    os_version: &'a str,
+    #[serde(rename = "OSFeatures", skip_serializing_if = "<[String]>::is_empty")]
+    os_features: &'a [String],
+    #[serde(rename = "Limit", skip_serializing_if = "Option::is_none")]
+    limit: Option<usize>,
+}
+
+impl ImageSource {
+    pub(crate) fn new(worker: Arc<Worker>, vertex: &llb::Vertex, op: &pb::SourceOp) -> Result<Self, Failure> {
+        let attrs = Attrs::new(op);
+        let record_type = attrs.parse(llb::attr::IMAGE_RECORD_TYPE, |kind| match kind {
+            "" | "regular" => Ok(RecordType::Regular),
+            "internal" => Ok(RecordType::Internal),
+            "frontend" => Ok(RecordType::Frontend),
+            _ => Err("unknown record type".to_owned()),
+        })?;
+        let limit = attrs.parse(llb::attr::IMAGE_LAYER_LIMIT, |limit| match limit.parse() {
+            Ok(limit) if limit > 0 => Ok(limit),
+            _ => Err("not a number above zero".to_owned()),
+        })?;
+        Ok(Self {
+            wanted: Wanted::parse(op, &vertex.platform)?,
+            record_type: record_type.unwrap_or_default(),
+            limit,
+            image: tokio::sync::OnceCell::new(),
+            worker,
+        })
+    }
+
+    async fn image(&self, cx: &Cx) -> Result<&Arc<Image>, Failure> {
+        let resolve = || async {
+            let counter = cx.progress.counter(format!("resolve {}", self.wanted.reference), 0);
+            let image = cx.scope.run(self.worker.images.resolve(&self.wanted, &sessions(cx))).await;
+            counter.finish();
+            image
+        };
+        self.image.get_or_try_init(resolve).await
+    }
+
+    /// The config, and the diff ids that count.
+    fn config(&self, image: &Image) -> Result<Config, Failure> {
+        let broken = |reason: String| Error::ImageConfig { reference: self.wanted.reference.to_string(), reason };
+        let mut config: Config = serde_json::from_slice(&image.config).map_err(|e| broken(e.to_string()))?;
+        if let Some(limit) = self.limit {
+            let layers = image.layers.len().min(config.rootfs.diff_ids.len());
+            if limit > layers {
+                return Err(Error::LayerLimit { limit, layers }.into());
+            }
+            config.rootfs.diff_ids.truncate(limit);
+        }
+        Ok(config)
+    }
+
+    fn manifest_key(&self, image: &Image) -> Result<String, Failure> {
+        let platform = &self.wanted.platform;
+        let key = ManifestKey {
+            digest: &image.manifest.digest,
+            os: &platform.os,
+            architecture: &platform.architecture,
+            variant: &platform.variant,
+            os_version: &platform.os_version,
+            os_features: &platform.os_features,
+            limit: self.limit,
+        };
+        let json = gojson::to_vec(&key).map_err(|e| Failure::internal(e.to_string()))?;
+        Ok(Digest::of(json).to_string())
+    }
+
+    fn layers(&self, image: &Image, config: &Config) -> Result<Vec<Layer>, Failure> {
+        let diff_ids = &config.rootfs.diff_ids;
+        let descriptors = &image.layers[..self.limit.unwrap_or(usize::MAX).min(image.layers.len())];
+        if descriptors.len() != diff_ids.len() {
+            let reason = format!("{} layers, but {} diff ids", descriptors.len(), diff_ids.len());
+            return Err(Error::ImageConfig { reference: self.wanted.reference.to_string(), reason }.into());
+        }
+        let mut created = config.history.iter().filter(|h| !h.empty_layer).map(|h| h.created);
+        let layers = descriptors.iter().zip(diff_ids).map(|(descriptor, diff_id)| Layer {
+            descriptor: descriptor.clone(),
+            diff_id: diff_id.clone(),
+            created_at: created.next().flatten(),
+            description: format!("pulled from {}", self.wanted.reference),
+        });
+        Ok(layers.collect())
+    }
+}
+
+/// The OCI chain id: what stands for a stack of layers.
+fn chain_id(diff_ids: &[Digest]) -> Option<Digest> {
+    let (first, rest) = diff_ids.split_first()?;
+    Some(rest.iter().fold(first.clone(), |chain, diff_id| Digest::of(format!("{chain} {diff_id}"))))
+}
+
+#[async_trait]
+impl Operation<Output> for ImageSource {
+    async fn cache_map(&self, stage: usize, cx: &Cx) -> Result<CacheMap, Failure> {
+        let image = self.image(cx).await?;
+        let manifest = self.manifest_key(image)?;
+        let config = self.config(image)?;
+        let chain = Some(&config.rootfs)
+            .filter(|rootfs| rootfs.kind == "layers")
+            .and_then(|rootfs| chain_id(&rootfs.diff_ids));
+        let key = match (stage, &chain) {
+            (0, _) | (_, None) => manifest,
+            (_, Some(chain)) => chain.to_string(),
+        };
+        let last = stage > 0 || chain.is_none();
+        Ok(CacheMap { digest: super::key_digest(&key), deps: Vec::new(), last })
+    }
+
+    async fn content_key(&self, _: usize, _: &Output, _: &Cx) -> Result<Option<Digest>, Failure> {
+        Ok(None)
+    }
+
+    async fn run(&self, _: Vec<Output>, cx: &Cx) -> Result<Vec<Output>, Failure> {
+        let image = self.image(cx).await?;
+        let layers = self.layers(image, &self.config(image)?)?;
+        let source = self.worker.images.layers(self.wanted.reference.clone(), &sessions(cx));
+        let result = self.worker.refs.image(layers, source, self.record_type, cx.progress.clone()).await?;
+        if let Some(result) = &result {
+            result.set_meta(ORIGIN, self.wanted.reference.to_string().as_bytes())?;
+        }
+        Ok(vec![result])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chain_of_one_is_itself() {
+        let (a, b) = (Digest::of("a"), Digest::of("b"));
+        assert_eq!(chain_id(&[]), None);
+        assert_eq!(chain_id(std::slice::from_ref(&a)), Some(a.clone()));
+        assert_eq!(chain_id(&[a.clone(), b.clone()]), Some(Digest::of(format!("{a} {b}"))));
+    }
+}
