@@ -1,5 +1,6 @@
 //! Real containers with a real runtime. Needs root, a runtime and a static busybox.
 
+#[allow(clippy::unwrap_used)] // of tests
 mod support;
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
