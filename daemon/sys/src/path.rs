@@ -270,10 +270,11 @@ impl Root {
     /// # Errors
     /// When something cannot be removed; the root itself cannot.
     pub fn remove_all(&self, path: impl AsRef<Path>) -> Result<()> {
+        let path = path.as_ref();
         match self.open_parent(path) {
             Ok((dir, name)) => dir.remove_all(name),
             Err(e) if e.source.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(e) => Err(e),
+            Err(e) => Err(Error { call: "unlinkat", path: inside(path), ..e }),
         }
     }
 }
@@ -404,5 +405,17 @@ mod tests {
         assert_eq!(root.lstat("file").unwrap().st_mode, before);
         root.dir().chmod("file", 0o4755).unwrap();
         assert_eq!(root.lstat("file").unwrap().st_mode & 0o7777, 0o4755);
+    }
+
+    #[test]
+    fn attributes_go_in_and_come_out() {
+        let tree = Tree::new();
+        let root = tree.root();
+        let key = std::ffi::OsStr::new("user.note");
+        // Not every file system has user attributes.
+        if root.dir().set_xattr("file", key, b"kept").is_ok() {
+            let xattrs = root.dir().xattrs("file").unwrap();
+            assert!(xattrs.contains(&(key.to_owned(), b"kept".to_vec())), "{xattrs:?}");
+        }
     }
 }

@@ -11,7 +11,7 @@ use base::Timestamp;
 use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, RawDir, Stat, Timestamps, XattrFlags};
 use rustix::io::Errno;
 
-use super::{MAX_RETRIES, OPEN_DIR, OPEN_PATH, OPEN_READ, Owner, Root};
+use super::{OPEN_DIR, OPEN_PATH, OPEN_READ, Owner, Root};
 use crate::{Error, Result};
 
 /// An open directory. Names given to it are single components, or `.`.
@@ -206,7 +206,7 @@ impl Dir {
         let name = name.as_ref();
         single(name)
             .and_then(|()| fs::unlinkat(&self.fd, name, AtFlags::empty()))
-            .map_err(self.fail("unlink", name))
+            .map_err(self.fail("unlinkat", name))
     }
 
     /// Removes an empty directory.
@@ -401,24 +401,19 @@ fn proc_path(fd: &OwnedFd) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()))
 }
 
-/// Reads what a call first gives the size of; the size may grow in between.
+/// Reads what is mostly short. The kernel lets neither lists nor values of
+/// attributes grow beyond 64 KiB.
 fn sized(call: impl Fn(&mut [u8]) -> rustix::io::Result<usize>) -> rustix::io::Result<Vec<u8>> {
-    for _ in 0..MAX_RETRIES {
-        let size = call(&mut [])?;
-        let mut buffer = vec![0; size];
-        if size == 0 {
-            return Ok(buffer);
+    let mut buffer = vec![0; 256];
+    let size = match call(&mut buffer) {
+        Err(Errno::RANGE) => {
+            buffer = vec![0; 64 << 10];
+            call(&mut buffer)?
         }
-        match call(&mut buffer) {
-            Ok(size) => {
-                buffer.truncate(size);
-                return Ok(buffer);
-            }
-            Err(Errno::RANGE) => {}
-            Err(e) => return Err(e),
-        }
-    }
-    Err(Errno::RANGE)
+        other => other?,
+    };
+    buffer.truncate(size);
+    Ok(buffer)
 }
 
 /// Refuses what would lead to another directory.

@@ -99,7 +99,7 @@ impl ModeSet {
                 Step::SetIfExecutable(these) if executable => bits |= these,
                 Step::SetIfExecutable(_) => {}
                 Step::Copy { from, to, how } => {
-                    let value = (bits >> from & 0o7) * 0o111 & to;
+                    let value = (((bits >> from) & 0o7) * 0o111) & to;
                     match how {
                         Operator::Plus => bits |= value,
                         Operator::Minus => bits &= !value,
