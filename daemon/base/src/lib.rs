@@ -7,6 +7,7 @@
 pub mod descriptor;
 pub mod digest;
 pub mod failure;
+pub mod filter;
 pub mod gojson;
 pub mod gopath;
 pub mod gotext;
