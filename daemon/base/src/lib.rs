@@ -11,6 +11,7 @@ pub mod filter;
 pub mod gojson;
 pub mod gopath;
 pub mod gotext;
+pub mod gourl;
 pub mod id;
 pub mod once;
 pub mod patterns;

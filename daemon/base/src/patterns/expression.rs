@@ -81,6 +81,7 @@ fn translate(go: &str) -> Option<String> {
     let mut chars = go.chars().peekable();
     while let Some(c) = chars.next() {
         match c {
+            '\\' if chars.next_if_eq(&'Q').is_some() => quoted(&mut chars, &mut out),
             '\\' => out.push_str(&escaped(chars.next()?, false)?),
             '[' => class(&mut chars, &mut out)?,
             ']' => out.push_str("\\]"),
@@ -89,6 +90,16 @@ fn translate(go: &str) -> Option<String> {
         }
     }
     Some(out)
+}
+
+/// What follows `\Q`, up to `\E`: it stands for itself.
+fn quoted(chars: &mut std::iter::Peekable<std::str::Chars<'_>>, out: &mut String) {
+    while let Some(c) = chars.next() {
+        if c == '\\' && chars.next_if_eq(&'E').is_some() {
+            return;
+        }
+        out.push_str(&literal(c));
+    }
 }
 
 /// What follows `[`, up to the `]`.

@@ -56,6 +56,9 @@ pub enum Problem {
     /// An instruction is not what it should be.
     #[error(transparent)]
     Instruction(#[from] super::instructions::Problem),
+    /// A reference to a git repository.
+    #[error(transparent)]
+    Git(#[from] super::giturl::Problem),
     /// The configuration of the linter, or its outcome.
     #[error(transparent)]
     Lint(#[from] super::lint::Problem),

@@ -22,6 +22,7 @@
 
 pub mod directives;
 pub mod error;
+pub mod giturl;
 pub mod instructions;
 pub mod lint;
 pub mod parser;

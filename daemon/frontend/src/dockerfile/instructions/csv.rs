@@ -7,7 +7,7 @@ pub enum Error {
     #[error("EOF")]
     Empty,
     /// A `"` within a field that does not begin with one.
-    #[error("parse error on line 1, column {0}: bare \" in non-quoted field")]
+    #[error("parse error on line 1, column {0}: bare \" in non-quoted-field")]
     BareQuote(usize),
     /// A quoted field goes on after its end, or has none.
     #[error("parse error on line 1, column {0}: extraneous or missing \" in quoted-field")]
@@ -78,7 +78,7 @@ mod tests {
         assert_eq!(f("a,\"b,c\",d\n"), Ok("a|b,c|d".into()));
         assert_eq!(f("\"a\"\"b\"\r\n"), Ok("a\"b".into()));
         assert_eq!(f(""), Err("EOF".into()));
-        assert_eq!(f("a,b\"c"), Err("parse error on line 1, column 4: bare \" in non-quoted field".into()));
+        assert_eq!(f("a,b\"c"), Err("parse error on line 1, column 4: bare \" in non-quoted-field".into()));
         assert_eq!(
             f("\"a\"b"),
             Err("parse error on line 1, column 3: extraneous or missing \" in quoted-field".into())
