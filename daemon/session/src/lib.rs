@@ -35,7 +35,7 @@ pub use calls::files::{Deliver, FileWriter, SyncDir};
 pub use calls::ssh::{Forwarded, SocketOptions};
 pub use calls::upload::Upload;
 pub use error::Error;
-pub use sessions::{Caller, Sessions};
+pub use sessions::{Attached, Caller, Sessions};
 
 /// The largest message in either direction.
 pub const MAX_MESSAGE: usize = 16 << 20;

@@ -164,18 +164,18 @@ impl Inner {
                         "local exporter mode=delete requires a BuildKit daemon with multi-platform local export support",
                     ));
                 }
-                self.into_dir(path.clone(), *delete, request.into_inner()).await
+                self.take_dir(path.clone(), *delete, request.into_inner()).await
             }
             Some(Target::File(open)) => {
                 let writer = open(exporter_metadata(map)).map_err(refuse)?;
                 let writer = writer.ok_or_else(|| Status::already_exists("target already exists"))?;
-                into_file(writer, request.into_inner()).await?;
+                take_file(writer, request.into_inner()).await?;
                 Ok(futures_util::stream::empty().boxed())
             }
         }
     }
 
-    async fn into_dir(&self, path: PathBuf, delete: bool, messages: Streaming<Bytes>) -> Result<Raw, Status> {
+    async fn take_dir(&self, path: PathBuf, delete: bool, messages: Streaming<Bytes>) -> Result<Raw, Status> {
         fs::ensure_dir(&path).map_err(refuse)?;
         let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
         let receive = Receive {
@@ -201,7 +201,7 @@ fn invalid(error: prost::DecodeError) -> Status {
 }
 
 /// Writes on a thread of its own.
-async fn into_file(mut writer: Box<dyn Write + Send>, mut messages: Streaming<Bytes>) -> Result<(), Status> {
+async fn take_file(mut writer: Box<dyn Write + Send>, mut messages: Streaming<Bytes>) -> Result<(), Status> {
     let (tx, mut rx) = mpsc::channel::<Bytes>(8);
     let writing = base::task::blocking(move || {
         let fail = |e| Error::io("write", "export target", e);

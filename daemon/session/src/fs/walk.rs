@@ -105,7 +105,7 @@ impl Walk {
             mode: go_mode(raw.st_mode) & !mode::SOCKET,
             uid: raw.st_uid,
             gid: raw.st_gid,
-            mod_time: nanos(raw.st_mtime as i64, raw.st_mtime_nsec as i64),
+            mod_time: nanos(raw.st_mtime, raw.st_mtime_nsec as i64),
             ..Stat::default()
         };
         if !entry.is_dir() {
@@ -136,7 +136,10 @@ impl Walk {
     fn read_xattrs(&self, entry: &Entry, name: &str, stat: &mut Stat) -> io::Result<()> {
         let dir = self.root.dir(&entry.prefix)?;
         let path = proc_path(&*dir, name);
-        let names = match sized(|buffer| rustix::fs::llistxattr(&path, buffer)) {
+        let names = match sized(
+            || rustix::fs::llistxattr_query(&path),
+            |buffer| rustix::fs::llistxattr(&path, buffer),
+        ) {
             Ok(names) => names,
             Err(Errno::NOTSUP | Errno::NOSYS) => return Ok(()),
             // No `/proc`: nothing to read them through.
@@ -147,7 +150,8 @@ impl Walk {
             if key.is_empty() || key.starts_with(SKIPPED_XATTRS) {
                 continue;
             }
-            if let Ok(value) = sized(|buffer| rustix::fs::lgetxattr(&path, key, buffer)) {
+            let query = || rustix::fs::lgetxattr_query(&path, key);
+            if let Ok(value) = sized(query, |buffer| rustix::fs::lgetxattr(&path, key, buffer)) {
                 stat.xattrs.insert(key.to_owned(), value);
             }
         }
@@ -183,10 +187,16 @@ impl Walk {
     }
 }
 
-/// Calls `read` with a buffer that is large enough.
-fn sized(read: impl Fn(&mut [u8]) -> rustix::io::Result<usize>) -> rustix::io::Result<Vec<u8>> {
+/// Calls `read` with a buffer of the size that `query` tells.
+fn sized(
+    query: impl Fn() -> rustix::io::Result<usize>,
+    read: impl Fn(&mut [u8]) -> rustix::io::Result<usize>,
+) -> rustix::io::Result<Vec<u8>> {
     loop {
-        let size = read(&mut [])?;
+        let size = query()?;
+        if size == 0 {
+            return Ok(Vec::new());
+        }
         let mut buffer = vec![0; size];
         match read(&mut buffer) {
             Ok(n) => {

@@ -7,6 +7,9 @@
 //! sender. One thread writes the bytes of files as they come. Requests are
 //! sent a bounded number ahead.
 
+mod apply;
+mod files;
+
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
 use std::io::{self, Write};
@@ -14,22 +17,22 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use base::digest::Hasher;
-use base::{Digest, Failure};
+use base::Failure;
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use parking_lot::Mutex;
 use prost::Message;
 use proto::fsutil::types::{Packet, packet::PacketType};
-use rustix::fs::{Mode, OFlags};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::check::Check;
 use super::root::{Root, create_all};
 use super::walk::Walk;
-use super::writer::{Made, Writer, set_time};
-use super::{Change, Changes, Stat, compare_paths};
+use super::writer::Writer;
+use super::{Changes, Stat};
 use crate::Error;
+use apply::Apply;
+use files::Files;
 
 /// Where [`Receive::metadata_only`] leaves all that was told: for each entry
 /// four bytes of length, little-endian, and the entry as protobuf.
@@ -43,8 +46,6 @@ const QUEUE: usize = 1 << 17;
 const PACKET_COST: usize = 128;
 /// Files asked for and not yet there.
 const AHEAD: usize = 512;
-/// Files being written. Senders send four at a time.
-const MAX_OPEN: usize = 128;
 /// The most bytes of [`METADATA_FILE`].
 const MAX_METADATA: usize = 1 << 30;
 
@@ -391,214 +392,6 @@ fn write_metadata(dest: &Path, bytes: &[u8]) -> Result<(), Error> {
     }
     let mut file = File::options().write(true).create_new(true).open(&path).map_err(fail)?;
     file.write_all(bytes).map_err(fail)
-}
-
-/// Makes the difference between what is there and what is told.
-struct Apply {
-    walk: Option<Walk>,
-    writer: Writer,
-    map: Option<MapEntry>,
-    differ: Differ,
-    changes: Option<Arc<dyn Changes>>,
-    shared: Arc<Shared>,
-}
-
-impl Apply {
-    fn run(mut self, mut told: mpsc::Receiver<Option<Told>>) -> Result<Writer, Error> {
-        // The end is told; silence means that the transfer was given up.
-        let mut next = || told.blocking_recv().ok_or_else(|| Error::Broken("given up".into()));
-        let mut there = self.next_there()?;
-        let mut new = next()?;
-        loop {
-            match (&there, &new) {
-                (None, None) => return Ok(self.writer),
-                (Some(old), None) => {
-                    self.remove(&old.path.clone())?;
-                    there = self.next_there()?;
-                }
-                (Some(old), Some(item)) if compare_paths(&old.path, &item.stat.path).is_lt() => {
-                    self.remove(&old.path.clone())?;
-                    there = self.next_there()?;
-                }
-                (Some(old), Some(item)) if old.path == item.stat.path => {
-                    if !self.same(old, &item.stat) {
-                        if old.is_dir() && !item.stat.is_dir() {
-                            self.skip();
-                        }
-                        self.set(item)?;
-                    }
-                    there = self.next_there()?;
-                    new = next()?;
-                }
-                (_, Some(item)) => {
-                    self.set(item)?;
-                    new = next()?;
-                }
-            }
-        }
-    }
-
-    fn next_there(&mut self) -> Result<Option<Stat>, Error> {
-        let Some(walk) = &mut self.walk else { return Ok(None) };
-        while let Some(entry) = walk.next()? {
-            if let Some(stat) = walk.stat(&entry)? {
-                return Ok(Some(stat));
-            }
-        }
-        Ok(None)
-    }
-
-    fn skip(&mut self) {
-        if let Some(walk) = &mut self.walk {
-            walk.skip();
-        }
-    }
-
-    fn same(&self, old: &Stat, new: &Stat) -> bool {
-        if self.differ == Differ::None {
-            return false;
-        }
-        let mut new = new.clone();
-        if let Some(map) = &self.map {
-            map(&old.path, &mut new);
-        }
-        (old.is_dir() || (old.size == new.size && old.mod_time == new.mod_time))
-            && old.mode == new.mode
-            && (old.uid, old.gid) == (new.uid, new.gid)
-            && (old.devmajor, old.devminor) == (new.devmajor, new.devminor)
-            && old.linkname == new.linkname
-    }
-
-    fn remove(&mut self, path: &str) -> Result<(), Error> {
-        if self.writer.remove(path)? {
-            self.skip();
-            if let Some(changes) = &self.changes {
-                changes.changed(path, Change::Removed)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn set(&mut self, item: &Told) -> Result<(), Error> {
-        match self.writer.set(&item.stat)? {
-            Made::Nothing => {}
-            Made::Whole => {
-                if let Some(changes) = &self.changes {
-                    let digest = changes.hasher(&item.stat)?.finish();
-                    changes.changed(&item.stat.path, Change::Set { stat: &item.stat, digest: &digest })?;
-                }
-            }
-            Made::Empty => {
-                self.shared.requests.lock().waiting.push_back((item.id, item.stat.clone()));
-                self.shared.send.notify_one();
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Writes the bytes of files.
-struct Files {
-    root: Arc<Root>,
-    changes: Option<Arc<dyn Changes>>,
-    map: Option<MapEntry>,
-    shared: Arc<Shared>,
-    open: HashMap<u32, Open>,
-}
-
-struct Open {
-    stat: Stat,
-    file: Option<File>,
-    /// Permissions to be given back: the file could not be written with them.
-    restore: Option<Mode>,
-    hasher: Option<Hasher>,
-}
-
-impl Files {
-    fn run(mut self, mut data: mpsc::Receiver<Data>) -> Result<(), Error> {
-        while let Some(item) = data.blocking_recv() {
-            if item.data.is_empty() {
-                self.complete(item.id)?;
-            } else {
-                self.write(item.id, &item.data)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn entry(&mut self, id: u32) -> Result<&mut Open, Error> {
-        let Self { open, shared, changes, .. } = self;
-        if !open.contains_key(&id) && open.len() >= MAX_OPEN {
-            return Err(Error::Protocol(format!("more than {MAX_OPEN} files at once")));
-        }
-        match open.entry(id) {
-            std::collections::hash_map::Entry::Occupied(slot) => Ok(slot.into_mut()),
-            std::collections::hash_map::Entry::Vacant(slot) => {
-                let stat = shared.requests.lock().sent.get(&id).cloned();
-                let stat = stat.ok_or_else(|| Error::Protocol(format!("invalid file request {id}")))?;
-                let hasher = changes.as_ref().map(|c| c.hasher(&stat)).transpose()?;
-                Ok(slot.insert(Open { stat, file: None, restore: None, hasher }))
-            }
-        }
-    }
-
-    fn write(&mut self, id: u32, data: &[u8]) -> Result<(), Error> {
-        let root = self.root.clone();
-        let open = self.entry(id)?;
-        if open.file.is_none() {
-            let (file, restore) = open_for_writing(&root, &open.stat.path)
-                .map_err(|e| Error::io("open", open.stat.path.clone(), e))?;
-            open.restore = restore;
-            open.file = Some(file);
-        }
-        if let Some(hasher) = &mut open.hasher {
-            hasher.update(data);
-        }
-        match &mut open.file {
-            Some(file) => file.write_all(data).map_err(|e| Error::io("write", open.stat.path.clone(), e)),
-            None => Ok(()),
-        }
-    }
-
-    fn complete(&mut self, id: u32) -> Result<(), Error> {
-        self.entry(id)?;
-        let Some(Open { stat, file, restore, hasher }) = self.open.remove(&id) else { return Ok(()) };
-        drop(file);
-        let mut wanted = stat.clone();
-        if let Some(map) = &self.map {
-            map(&stat.path, &mut wanted);
-        }
-        let end = || -> io::Result<()> {
-            let (dir, name) = self.root.parent(&stat.path)?;
-            if let Some(mode) = restore {
-                rustix::fs::chmodat(&*dir, name, mode, rustix::fs::AtFlags::empty())?;
-            }
-            Ok(set_time(&*dir, name, wanted.mod_time)?)
-        };
-        end().map_err(|e| Error::io("complete", stat.path.clone(), e))?;
-        if let (Some(changes), Some(hasher)) = (&self.changes, hasher) {
-            let digest: Digest = hasher.finish();
-            changes.changed(&stat.path, Change::Set { stat: &stat, digest: &digest })?;
-        }
-        self.shared.requests.lock().sent.remove(&id);
-        self.shared.complete.notify_one();
-        self.shared.send.notify_one();
-        Ok(())
-    }
-}
-
-/// Opens a file that was just made, for its owner alone if it must be.
-fn open_for_writing(root: &Root, path: &str) -> io::Result<(File, Option<Mode>)> {
-    match root.open_file(path, OFlags::WRONLY, Mode::empty()) {
-        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
-            let (dir, name) = root.parent(path)?;
-            let raw = rustix::fs::statat(&*dir, name, rustix::fs::AtFlags::SYMLINK_NOFOLLOW)?;
-            let mode = Mode::from_raw_mode(raw.st_mode & 0o7777);
-            rustix::fs::chmodat(&*dir, name, mode | Mode::WUSR, rustix::fs::AtFlags::empty())?;
-            Ok((root.open_file(path, OFlags::WRONLY, Mode::empty())?, Some(mode)))
-        }
-        result => Ok((result?, None)),
-    }
 }
 
 /// Makes sure that the directory `dest` is there.
