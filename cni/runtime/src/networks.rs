@@ -1,0 +1,519 @@
+//! Network namespaces for runs: made, handed out once, destroyed.
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use base::Failure;
+use base::task::{Scope, blocking};
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use sys::netns::NetNs;
+use tokio::sync::Notify;
+
+use crate::chain::Chain;
+use crate::config::NetworkConfig;
+use crate::dns::{Overrides, ResolvConf};
+use crate::forward::Forwarder;
+use crate::ledger::Ledger;
+use crate::plugin::{Attachment, Bundled};
+use crate::result::{Cidr, Dns, NetworkResult};
+use crate::{Call, Command, Error};
+
+/// Name of the interface in a namespace.
+const IFNAME: &str = "eth0";
+
+const HOST_RESOLV_CONF: &str = "/etc/resolv.conf";
+
+/// After a failure the pool rests, so as not to fail in circles.
+const REST: Duration = Duration::from_secs(5);
+
+/// Which networks runs get.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Mode {
+    /// The configuration file if there is one, else the default network, else the host's.
+    #[default]
+    Auto,
+    /// What the configuration file says.
+    Cni,
+    /// The default network: a bridge.
+    Bridge,
+    /// The daemon's own.
+    Host,
+    /// None: a loopback interface.
+    None,
+}
+
+/// Settings.
+#[derive(Debug, Clone, Default)]
+pub struct Config {
+    /// Which networks.
+    pub mode: Mode,
+    /// The daemon's state directory; `net` in it is used.
+    pub root: PathBuf,
+    /// The user's network configuration.
+    pub config_path: PathBuf,
+    /// Directories with plugins.
+    pub plugin_path: Vec<PathBuf>,
+    /// Namespaces kept ready.
+    pub pool_size: usize,
+    /// Name of the default network's bridge; empty = `buildkit0`.
+    pub bridge_name: String,
+    /// Addresses of the default network; none = a free private range.
+    pub bridge_subnet: Option<Cidr>,
+    /// DNS settings that replace the host's.
+    pub dns: Overrides,
+    /// The daemon has no privileges on the host's network.
+    pub rootless: bool,
+}
+
+/// What the default network should be.
+#[derive(Debug, Clone)]
+pub struct BridgeConfig {
+    /// Name of the bridge.
+    pub name: String,
+    /// Its addresses; none = a free private range.
+    pub subnet: Option<Cidr>,
+    /// Directory in which addresses are remembered.
+    pub addresses: PathBuf,
+    /// Addresses that must stay reachable, such as those of name servers.
+    pub avoid: Vec<IpAddr>,
+}
+
+/// The default network.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct DefaultNetwork {
+    /// Its configuration, as a list of plugins.
+    pub config: serde_json::Value,
+    /// Its bridge.
+    pub bridge: String,
+    /// The bridge was there before.
+    pub existed: bool,
+    /// Its networks.
+    pub subnets: Vec<Cidr>,
+    /// Addresses of the host in them.
+    pub gateways: Vec<IpAddr>,
+    /// Where its addresses are remembered.
+    pub addresses: PathBuf,
+}
+
+/// The networks of a daemon. Clones are the same.
+#[derive(Clone)]
+pub struct Networks(Arc<Inner>);
+
+struct Inner {
+    kind: Kind,
+    ledger: Ledger,
+    bundled: Arc<dyn Bundled>,
+    dns: Overrides,
+    pool_size: usize,
+    pool: Mutex<Pool>,
+    wake: Notify,
+    forwarder: tokio::sync::Mutex<Option<Forwarder>>,
+    scope: Scope,
+}
+
+#[derive(Default)]
+struct Pool {
+    ready: Vec<Made>,
+    /// Given up without being waited for.
+    dropped: Vec<Made>,
+    closed: bool,
+}
+
+enum Kind {
+    Host,
+    None,
+    Plugins { chain: Chain, default: Option<Box<DefaultNetwork>> },
+}
+
+/// A namespace that exists.
+struct Made {
+    attachment: Attachment,
+    path: PathBuf,
+    result: NetworkResult,
+}
+
+/// The network of one run.
+pub struct Namespace {
+    inner: Arc<Inner>,
+    made: Option<Made>,
+    resolv_conf: ResolvConf,
+    host: bool,
+}
+
+impl Networks {
+    /// Removes what an earlier daemon left, sets up the network and tries it once.
+    /// Namespaces are prepared in tasks of `scope`.
+    ///
+    /// # Errors
+    /// When the network that was asked for does not work.
+    pub async fn open(config: Config, bundled: Arc<dyn Bundled>, scope: &Scope) -> Result<Self, Failure> {
+        let scope = scope.child();
+        let inner = blocking(move || Ok(Arc::new(Inner::open(config, bundled, scope)?))).await?;
+        let networks = Self(inner);
+        if networks.0.pool_size > 0 {
+            networks.0.scope.spawn(fill(networks.0.clone()));
+        }
+        networks.0.scope.spawn(sweep(networks.0.clone()));
+        Ok(networks)
+    }
+
+    /// What clients are told: `cni`, `host` or `none`.
+    pub fn mode(&self) -> &'static str {
+        match self.0.kind {
+            Kind::Host => "host",
+            Kind::None => "none",
+            Kind::Plugins { .. } => "cni",
+        }
+    }
+
+    /// A network for one run. One with a host name of its own is made for it, since
+    /// plugins may want to know the name.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub async fn namespace(&self, hostname: &str) -> Result<Namespace, Failure> {
+        let inner = self.0.clone();
+        let made = match &inner.kind {
+            Kind::Host | Kind::None => None,
+            Kind::Plugins { .. } => {
+                let ready = if hostname.is_empty() { inner.pool.lock().ready.pop() } else { None };
+                inner.wake.notify_waiters();
+                match ready {
+                    Some(made) => Some(made),
+                    None => {
+                        let (maker, hostname) = (inner.clone(), hostname.to_owned());
+                        Some(blocking(move || Ok(maker.make(&hostname)?)).await?)
+                    }
+                }
+            }
+        };
+        let host = matches!(inner.kind, Kind::Host);
+        let mut namespace = Namespace { inner, made, resolv_conf: ResolvConf::default(), host };
+        namespace.resolv_conf = namespace.settle_dns().await?;
+        Ok(namespace)
+    }
+
+    /// Destroys namespaces that are ready and what is left of the default network.
+    /// Those in use are destroyed by their owners, who are to be gone by now.
+    pub async fn close(&self) {
+        let inner = &self.0;
+        inner.scope.cancel(Failure::canceled("networks are closed"));
+        inner.wake.notify_waiters();
+        *inner.forwarder.lock().await = None;
+        inner.scope.close().await;
+        let left = inner.clone();
+        let done = blocking(move || {
+            left.pool.lock().closed = true;
+            left.close();
+            Ok(())
+        });
+        if let Err(e) = done.await {
+            tracing::warn!(error = %e, "close networks");
+        }
+    }
+}
+
+/// Keeps namespaces ready.
+async fn fill(inner: Arc<Inner>) {
+    loop {
+        let wanted = inner.wake.notified();
+        let missing = inner.pool_size.saturating_sub(inner.pool.lock().ready.len());
+        if missing == 0 {
+            tokio::select! {
+                () = wanted => continue,
+                _ = inner.scope.cancelled() => return,
+            }
+        }
+        if inner.scope.is_cancelled() {
+            return;
+        }
+        let maker = inner.clone();
+        match blocking(move || Ok(maker.make("")?)).await {
+            Ok(made) => inner.pool.lock().ready.push(made),
+            Err(e) => {
+                tracing::warn!(error = %e, "prepare network namespace");
+                tokio::select! {
+                    () = tokio::time::sleep(REST) => {}
+                    _ = inner.scope.cancelled() => return,
+                }
+            }
+        }
+    }
+}
+
+/// Destroys namespaces whose owners did not.
+async fn sweep(inner: Arc<Inner>) {
+    loop {
+        let wanted = inner.wake.notified();
+        let dropped = std::mem::take(&mut inner.pool.lock().dropped);
+        if dropped.is_empty() {
+            tokio::select! {
+                () = wanted => continue,
+                _ = inner.scope.cancelled() => return,
+            }
+        }
+        let destroyer = inner.clone();
+        let done = blocking(move || {
+            dropped.into_iter().for_each(|made| destroyer.destroy_logged(made));
+            Ok(())
+        });
+        if let Err(e) = done.await {
+            tracing::warn!(error = %e, "destroy network namespaces");
+        }
+    }
+}
+
+impl Inner {
+    fn open(config: Config, bundled: Arc<dyn Bundled>, scope: Scope) -> Result<Self, Error> {
+        let net = config.root.join("net");
+        let ledger = Ledger::open(&net)?;
+        ledger.reap(&bundled);
+        let build = |kind| Self {
+            kind,
+            ledger: ledger.clone(),
+            bundled: bundled.clone(),
+            dns: config.dns.clone(),
+            pool_size: config.pool_size,
+            pool: Mutex::default(),
+            wake: Notify::new(),
+            forwarder: tokio::sync::Mutex::default(),
+            scope: scope.clone(),
+        };
+        let user = || -> Result<Self, Error> {
+            let network = NetworkConfig::load(&config.config_path)?;
+            let chain = Chain::new(network, config.plugin_path.clone(), bundled.clone());
+            build(Kind::Plugins { chain, default: None }).tried()
+        };
+        let bridge = || -> Result<Self, Error> {
+            let name = if config.bridge_name.is_empty() { "buildkit0" } else { &config.bridge_name };
+            let resolvers = ResolvConf::load(Path::new(HOST_RESOLV_CONF)).overridden(&config.dns);
+            let wanted = BridgeConfig {
+                name: name.to_owned(),
+                subnet: config.bridge_subnet,
+                addresses: net.join("ipam"),
+                avoid: resolvers.nameservers.iter().filter_map(|s| crate::dns::address(s)).collect(),
+            };
+            let default = bundled.default_network(&wanted)?;
+            ledger.note_default(&default)?;
+            let network = NetworkConfig::parse(default.config.to_string().as_bytes(), "default network")?;
+            // No path: these are always our own plugins.
+            let chain = Chain::new(network, Vec::new(), bundled.clone());
+            build(Kind::Plugins { chain, default: Some(Box::new(default)) }).tried()
+        };
+        match config.mode {
+            Mode::Host => Ok(build(Kind::Host)),
+            Mode::None => Ok(build(Kind::None)),
+            Mode::Cni => user(),
+            Mode::Bridge => bridge(),
+            Mode::Auto if config.config_path.exists() => user(),
+            Mode::Auto if config.rootless => Ok(build(Kind::Host)),
+            Mode::Auto => bridge().or_else(|e| {
+                tracing::warn!(error = %e, "no default network here, runs use the host's");
+                Ok(build(Kind::Host))
+            }),
+        }
+    }
+
+    /// Makes one namespace and keeps it for the first run, or destroys it.
+    fn tried(self) -> Result<Self, Error> {
+        let tried = self.make("");
+        match tried {
+            Ok(made) if self.pool_size > 0 => self.pool.lock().ready.push(made),
+            Ok(made) => self.destroy(&made)?,
+            Err(e) => {
+                self.close();
+                return Err(e);
+            }
+        }
+        Ok(self)
+    }
+
+    fn make(&self, hostname: &str) -> Result<Made, Error> {
+        let Kind::Plugins { chain, .. } = &self.kind else {
+            return Err(Error::config("network", "there are no plugins in this mode"));
+        };
+        let id = base::id::fresh();
+        let path = self.ledger.namespace(&id);
+        let mut args = Vec::new();
+        // A name that could be mistaken for something else is not passed on.
+        if !hostname.is_empty() && !hostname.contains([';', '=']) {
+            args.push(("K8S_POD_NAME".to_owned(), hostname.to_owned()));
+            args.push(("IgnoreUnknown".to_owned(), "1".to_owned()));
+        }
+        let attachment =
+            Attachment { container_id: id.clone(), netns: Some(path.clone()), ifname: IFNAME.into(), args };
+        self.ledger.note(chain, &attachment, None)?;
+        let result = NetNs::create(|| {}).and_then(|(ns, ())| ns.bind(&path)).map_err(Error::from);
+        let result = result.and_then(|()| self.loopback(&path)).and_then(|()| chain.add(&attachment));
+        match result {
+            Ok(result) => {
+                self.ledger.note(chain, &attachment, Some(&result))?;
+                Ok(Made { attachment, path, result })
+            }
+            Err(e) => {
+                // The chain has undone its part.
+                let undone = sys::netns::unbind(&path).map_err(Error::from);
+                if let Err(undo) = undone.and_then(|()| self.ledger.forget(&id)) {
+                    tracing::warn!(id, error = %undo, "remove half-made network namespace");
+                }
+                Err(e)
+            }
+        }
+    }
+
+    fn loopback(&self, netns: &Path) -> Result<(), Error> {
+        const KIND: &str = "loopback";
+        let plugin = self
+            .bundled
+            .plugin(KIND)
+            .ok_or_else(|| Error::NoPlugin { kind: KIND.into(), searched: PathBuf::new() })?;
+        let attachment =
+            Attachment { netns: Some(netns.to_owned()), ifname: "lo".into(), ..Attachment::default() };
+        let config = serde_json::json!({"cniVersion": "1.0.0", "name": "lo", "type": KIND});
+        let call = Call {
+            command: Command::Add,
+            attachment: &attachment,
+            path: &[],
+            config: &config,
+            namespace_ends: true,
+        };
+        plugin.call(&call).map(drop).map_err(|source| Error::Plugin {
+            kind: KIND.into(),
+            command: "ADD",
+            source,
+        })
+    }
+
+    /// What the namespace ends with need not be removed from it first.
+    fn destroy(&self, made: &Made) -> Result<(), Error> {
+        let Kind::Plugins { chain, .. } = &self.kind else { return Ok(()) };
+        let disconnected = chain.del(&made.attachment, Some(&made.result), true);
+        sys::netns::unbind(&made.path)?;
+        disconnected?;
+        self.ledger.forget(&made.attachment.container_id)
+    }
+
+    fn destroy_logged(&self, made: Made) {
+        if let Err(e) = self.destroy(&made) {
+            tracing::warn!(id = made.attachment.container_id, error = %e, "destroy network namespace");
+        }
+    }
+
+    fn close(&self) {
+        let mut pool = std::mem::take(&mut *self.pool.lock());
+        pool.ready.append(&mut pool.dropped);
+        pool.ready.into_iter().for_each(|made| self.destroy_logged(made));
+        if let Kind::Plugins { default: Some(network), .. } = &self.kind {
+            let removed =
+                self.bundled.remove_default_network(network).and_then(|()| self.ledger.forget_default());
+            if let Err(e) = removed {
+                tracing::warn!(error = %e, "remove the default network");
+            }
+        }
+    }
+}
+
+impl Namespace {
+    /// The file the namespace is bound to. None for the host's network, and where there
+    /// is to be none at all: see [`Self::is_host`].
+    pub fn path(&self) -> Option<&Path> {
+        self.made.as_ref().map(|m| m.path.as_path())
+    }
+
+    /// It is the daemon's own network.
+    pub fn is_host(&self) -> bool {
+        self.host
+    }
+
+    /// What plugins said of it.
+    pub fn result(&self) -> Option<&NetworkResult> {
+        self.made.as_ref().map(|m| &m.result)
+    }
+
+    /// What its `/etc/resolv.conf` says.
+    pub fn resolv_conf(&self) -> &ResolvConf {
+        &self.resolv_conf
+    }
+
+    /// Destroys it and waits until that is done.
+    ///
+    /// # Errors
+    /// When something of it stays; the next start of the daemon tries again.
+    pub async fn release(mut self) -> Result<(), Failure> {
+        let Some(made) = self.made.take() else { return Ok(()) };
+        let inner = self.inner.clone();
+        blocking(move || Ok(inner.destroy(&made)?)).await
+    }
+
+    /// The configuration's settings before the plugins' before the host's. Where only
+    /// loopback resolvers are left, the gateway forwards to them.
+    async fn settle_dns(&self) -> Result<ResolvConf, Failure> {
+        let dns = self.inner.dns.clone();
+        let host = blocking(move || Ok(ResolvConf::load(Path::new(HOST_RESOLV_CONF)))).await?;
+        if self.is_host() {
+            return Ok(host.overridden(&dns));
+        }
+        let loopback_only = dns.nameservers.is_empty() && host.is_loopback_only();
+        let servers: Vec<IpAddr> = host.nameservers.iter().filter_map(|s| crate::dns::address(s)).collect();
+        let mut conf = host.without_loopback();
+        if let Some(Dns { nameservers, search, options, .. }) = self.result().map(|r| &r.dns) {
+            for (ours, theirs) in [
+                (&mut conf.nameservers, nameservers),
+                (&mut conf.search, search),
+                (&mut conf.options, options),
+            ] {
+                if !theirs.is_empty() {
+                    ours.clone_from(theirs);
+                }
+            }
+        }
+        if loopback_only
+            && conf.nameservers.is_empty()
+            && let Kind::Plugins { default: Some(network), .. } = &self.inner.kind
+        {
+            conf.nameservers = self.inner.forwarders(network, servers).await;
+        }
+        Ok(conf.overridden(&dns))
+    }
+}
+
+impl Inner {
+    /// Addresses of the DNS forwarder, which is started when it is first needed.
+    async fn forwarders(&self, network: &DefaultNetwork, servers: Vec<IpAddr>) -> Vec<String> {
+        let mut slot = self.forwarder.lock().await;
+        let forwarder = match &*slot {
+            Some(forwarder) => forwarder,
+            None => {
+                // Something else may serve there already, as name servers do that listen on all
+                // addresses; then it answers.
+                match Forwarder::start(&network.gateways, &network.subnets, &self.scope).await {
+                    Ok(forwarder) => slot.insert(forwarder),
+                    Err(e) => {
+                        tracing::info!(error = %e, "no DNS forwarder on the gateway");
+                        return network.gateways.iter().map(ToString::to_string).collect();
+                    }
+                }
+            }
+        };
+        forwarder.set_servers(servers);
+        network.gateways.iter().map(ToString::to_string).collect()
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        let Some(made) = self.made.take() else { return };
+        let mut pool = self.inner.pool.lock();
+        if pool.closed {
+            drop(pool);
+            self.inner.destroy_logged(made);
+        } else {
+            pool.dropped.push(made);
+            drop(pool);
+            self.inner.wake.notify_waiters();
+        }
+    }
+}
