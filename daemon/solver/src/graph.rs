@@ -235,11 +235,13 @@ pub enum KeyDigest {
 
 impl KeyDigest {
     /// The key of output `output` of an operation without inputs: the digest of
-    /// `<digest>@<output>`, or the name itself when it is random.
+    /// `<digest>@<output>`, or, when it is random, the name itself, with what
+    /// follows the digest only for further outputs.
     pub fn root_key(&self, output: i64) -> Arc<str> {
         match self {
             Self::Stable(digest) => Digest::of(format!("{digest}@{output}")).as_str().into(),
-            Self::Random(_) => self.to_string().into(),
+            Self::Random(_) if output == 0 => self.to_string().into(),
+            Self::Random(_) => format!("{self}@{output}").into(),
         }
     }
 }

@@ -185,7 +185,7 @@ impl<R: Clone + Send + Sync + 'static> Handle<R> {
             }
             _ = gone.send(());
         });
-        Job { handle: self.clone(), inner, scope, left: Some(left) }
+        Job { handle: self.clone(), inner, scope, left: tokio::sync::Mutex::new(Some(left)) }
     }
 }
 
@@ -195,7 +195,7 @@ pub struct Job<R> {
     handle: Handle<R>,
     inner: Arc<JobInner>,
     scope: Scope,
-    left: Option<oneshot::Receiver<()>>,
+    left: tokio::sync::Mutex<Option<oneshot::Receiver<()>>>,
 }
 
 impl<R: Clone + Send + Sync + 'static> Job<R> {
@@ -224,10 +224,12 @@ impl<R: Clone + Send + Sync + 'static> Job<R> {
 
     /// Ends the job: gives up what only it wanted, for `cause`, and waits until
     /// the solver knows nothing of it any more.
-    pub async fn leave(mut self, cause: Failure) {
+    pub async fn leave(&self, cause: Failure) {
         self.scope.cancel(cause);
-        if let Some(left) = self.left.take() {
-            _ = left.await;
+        // Whoever comes second waits here until it is done.
+        let mut left = self.left.lock().await;
+        if let Some(gone) = left.take() {
+            _ = gone.await;
         }
     }
 

@@ -326,8 +326,12 @@ impl Core {
             edge.bad.insert(found.record.id);
             return;
         };
+        // Another output may have had the node run in the meantime.
+        let late = edge.save.is_some() || edge.result.is_some();
         out.push(Effect::Ended { node: at.node, cached: true, failure: None });
-        if found.source.is_some() {
+        if late {
+            self.drop_result(result, out);
+        } else if found.source.is_some() {
             self.save(at, result, Some(found), out);
         } else {
             self.complete(at, result, found.record, vec![found.key], out);

@@ -9,7 +9,8 @@ impl Core {
     pub(super) fn check(&self) {
         assert!(self.dirty.is_empty(), "unfinished business");
         for (id, node) in &self.nodes {
-            assert!(!node.jobs.is_empty() || !node.joined.is_empty(), "node {id} is wanted by nobody");
+            let wanted = !node.jobs.is_empty() || !node.joined.is_empty() || self.touched.contains(id);
+            assert!(wanted, "node {id} is wanted by nobody");
             for output in node.edges.keys() {
                 self.check_waiting(At { node: *id, output: *output });
             }

@@ -38,7 +38,7 @@ pub(crate) use types::{At, BuildId, Effect, Event, Found, JobId, NodeId, Probe, 
 use types::{EdgeState, Job, NodeKey, NodeState, Task};
 
 /// The state of all builds.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(crate) struct Core {
     nodes: BTreeMap<NodeId, NodeState>,
     known: BTreeMap<NodeKey, NodeId>,
