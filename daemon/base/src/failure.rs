@@ -77,6 +77,43 @@ pub struct SourceExcerpt {
     pub ranges: Vec<Range>,
 }
 
+impl SourceExcerpt {
+    /// The lines that are meant, marked, with a few around them, under the
+    /// file's name. Empty when none of them is in the file.
+    pub fn show(&self) -> String {
+        let ends = |r: &Range| (r.start.line, r.end.line.max(r.start.line));
+        let text = String::from_utf8_lossy(&self.data);
+        let lines: Vec<&str> = text.split('\n').collect();
+        let count = i32::try_from(lines.len()).unwrap_or(i32::MAX);
+        let first = self.ranges.iter().map(|r| r.start.line).min().unwrap_or_default();
+        let last = self.ranges.iter().map(|r| ends(r).1).max().unwrap_or_default().min(count);
+        if first < 1 || first > count {
+            return String::new();
+        }
+        let (mut from, mut to, mut padded) = (first, last, 0);
+        let wanted = if from == to { 4 } else { 2 };
+        while padded < wanted {
+            if from > 1 {
+                from -= 1;
+                padded += 1;
+            }
+            if to != count {
+                to += 1;
+                padded += 1;
+            }
+            padded += 1;
+        }
+        let ruler = "--------------------\n";
+        let mut out = format!("{}:{first}\n{ruler}", self.filename);
+        for (number, line) in (1..).zip(lines).skip_while(|(n, _)| *n < from).take_while(|(n, _)| *n <= to) {
+            let meant = self.ranges.iter().map(ends).any(|(a, b)| (a..=b).contains(&number));
+            let mark = if meant { ">>>" } else { "   " };
+            out.push_str(&format!(" {number:3} | {mark} {line}\n"));
+        }
+        out + ruler
+    }
+}
+
 /// Which part of an operation failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Subject {
@@ -187,6 +224,18 @@ impl Failure {
         self.edit(|inner| inner.details.push(detail))
     }
 
+    /// Attaches a detail beside those of its sort, such as another place.
+    #[must_use]
+    pub fn also(self, detail: Detail) -> Self {
+        self.edit(|inner| inner.details.push(detail))
+    }
+
+    /// Adds to the end of the message, such as a suggestion.
+    #[must_use]
+    pub fn suffixed(self, text: &str) -> Self {
+        if text.is_empty() { self } else { self.edit(|inner| inner.message.push_str(text)) }
+    }
+
     /// Attaches advice, unless there is some.
     #[must_use]
     pub fn hinted(self, hint: impl Into<String>) -> Self {
@@ -293,6 +342,37 @@ mod tests {
         let failure = Failure::from(Outer { path: "/x".into(), source }).context("load config");
         assert_eq!(failure.to_string(), "load config: read /x: no such file");
         assert_eq!(failure.kind(), Kind::NotFound);
+    }
+
+    #[test]
+    fn shows_the_place() {
+        let range = |a, b| Range {
+            start: Position { line: a, character: 0 },
+            end: Position { line: b, character: 0 },
+        };
+        let show = |ranges: &[Range]| {
+            SourceExcerpt {
+                filename: "f".into(),
+                data: b"1\n2\n3\n4\n5\n6\n7".to_vec(),
+                ranges: ranges.to_vec(),
+                ..SourceExcerpt::default()
+            }
+            .show()
+        };
+        let rule = "--------------------\n";
+        assert_eq!(
+            show(&[range(4, 0)]),
+            format!(
+                "f:4\n{rule}   2 |     2\n   3 |     3\n   4 | >>> 4\n   5 |     5\n   6 |     6\n{rule}"
+            )
+        );
+        assert_eq!(
+            show(&[range(2, 2), range(3, 3)]),
+            format!("f:2\n{rule}   1 |     1\n   2 | >>> 2\n   3 | >>> 3\n   4 |     4\n{rule}")
+        );
+        assert_eq!(show(&[range(9, 9)]), "");
+        assert_eq!(show(&[range(0, 1)]), "");
+        assert_eq!(show(&[]), "");
     }
 
     #[test]

@@ -27,6 +27,7 @@ pub mod instructions;
 pub mod lint;
 pub mod parser;
 pub mod shell;
+pub mod subrequests;
 pub mod suggest;
 mod text;
 
