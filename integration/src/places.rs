@@ -1,0 +1,51 @@
+//! Where things are.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+
+/// The root of the source tree.
+pub fn workspace() -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.parent().unwrap_or(here).to_owned()
+}
+
+/// The directory of what `setup.sh` fetches and makes.
+pub fn cache() -> PathBuf {
+    let by = |name: &str| std::env::var_os(name).map(PathBuf::from);
+    by("BUILDKIT_TEST_CACHE").unwrap_or_else(|| {
+        let base = by("XDG_CACHE_HOME").or_else(|| Some(by("HOME")?.join(".cache")));
+        base.unwrap_or_else(|| "/root/.cache".into()).join("buildkit-cni")
+    })
+}
+
+/// One of the programs under test.
+///
+/// # Errors
+/// When it has not been built.
+pub fn program(name: &str) -> Result<PathBuf> {
+    let directory = match std::env::var_os("BUILDKIT_TEST_BIN") {
+        Some(directory) => PathBuf::from(directory),
+        None => {
+            let test = std::env::current_exe().context("path of the test program")?;
+            let deps = test.parent().and_then(Path::parent);
+            deps.context("the test program is not in a target directory")?.to_owned()
+        }
+    };
+    existing(directory.join(name), "build it with `cargo build`")
+}
+
+/// A program or file that `setup.sh` provides.
+///
+/// # Errors
+/// When it is not there.
+pub fn provided(path: impl Into<PathBuf>) -> Result<PathBuf> {
+    existing(path.into(), "run integration/setup.sh")
+}
+
+fn existing(path: PathBuf, advice: &str) -> Result<PathBuf> {
+    if !path.exists() {
+        bail!("{} is missing: {advice}", path.display());
+    }
+    Ok(path)
+}
