@@ -10,7 +10,7 @@ use base::failure::Subject;
 use base::{Detail, Digest, Failure, Timestamp};
 use proto::pb;
 use proto::pb::file_action::Action;
-use refs::{Mutable, NewRef, Ref};
+use refs::{Mutable, NewRef};
 use solver::{CacheMap, Operation};
 use sys::path::{Owner, Root};
 use tree::fileop::{self, Who};

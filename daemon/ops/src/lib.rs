@@ -19,6 +19,7 @@ mod results;
 pub mod source;
 mod worker;
 
+pub use cachemount::CacheMounts;
 pub use content::Contents;
 pub use error::Error;
 pub use graph::graph;

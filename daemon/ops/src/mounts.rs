@@ -22,9 +22,10 @@ pub(crate) struct Prepared {
     pub(crate) readonly_rootfs: bool,
     /// The other mounts, parents first.
     pub(crate) mounts: Vec<SandboxMount>,
-    outputs: Vec<(usize, Held)>,
-    /// Kept mounted and alive, in the order in which they are let go.
+    /// Kept mounted and alive, in the order in which they are let go; before
+    /// the outputs, which nobody may have mounted then.
     guards: Vec<Guard>,
+    outputs: Vec<(usize, Held)>,
 }
 
 /// What becomes of a mount.
