@@ -53,7 +53,9 @@ fetch_buildx() {
     chmod 755 "$work"
     mkdir -p "$work/lists/partial" "$work/cache/archives/partial"
     keys=/usr/share/keyrings/debian-archive-keyring.gpg
-    mirror="${BUILDKIT_TEST_MIRROR:-http://deb.debian.org/debian}"
+    # The mirror this system uses, so that it needs no other way out.
+    mirror="${BUILDKIT_TEST_MIRROR:-$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' |
+        grep '/debian/*$' | head -n 1)}"
     echo "deb [signed-by=$keys] $mirror trixie main" >"$work/sources.list"
     apt_in() {
         command=$1
