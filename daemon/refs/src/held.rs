@@ -1,290 +1,353 @@
-//! The guards.
+//! Guards: who holds a ref keeps it and everything below.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use base::progress::VertexSink;
+use base::task::blocking;
 use base::{Failure, Timestamp};
-use store::{Compression, Store};
+use parking_lot::Mutex;
+use store::MountSpec;
+use sys::mount::Mounted;
 
-use crate::{BlobSource, Error, Layer, LayerBlob, NewRef, PrunePolicy, RecordType, Usage};
+use crate::fetch::{BlobSource, Provider};
+use crate::ledger::{META, pair};
+use crate::model::{Content, Record, RecordType};
+use crate::open::Inner;
+use crate::{Error, Refs};
 
-/// What the owner decides.
-#[derive(Debug, Clone, Default)]
-pub struct Options {
-    /// Mount writable overlays `volatile`: faster to unmount, and a power cut
-    /// may lose what was committed shortly before.
-    pub volatile: bool,
+/// What all guards of one record share.
+pub(crate) struct Held {
+    pub(crate) refs: Arc<Inner>,
+    pub(crate) id: String,
+    /// In the order of the record.
+    pub(crate) parents: Vec<Arc<Held>>,
+    /// Where its blob comes from while it is lazy.
+    provider: Mutex<Option<Provider>>,
+    /// The read-only mount, shared by all who want one.
+    view: Mutex<Weak<Mount>>,
 }
 
-/// All refs of one store. Clones are the same.
-#[derive(Clone)]
-pub struct Refs {}
-
-impl Refs {
-    /// Opens the refs of `store`: reconciles records with snapshots and blobs,
-    /// removes what was half made.
-    ///
-    /// # Errors
-    /// When the database cannot be read or is of a newer version.
-    pub async fn open(store: Store, options: Options) -> Result<Self, Failure> {
-        todo!()
+impl Held {
+    pub(crate) fn new(refs: Arc<Inner>, id: &str, parents: Vec<Arc<Self>>) -> Arc<Self> {
+        Arc::new(Self {
+            refs,
+            id: id.to_owned(),
+            parents,
+            provider: Mutex::default(),
+            view: Mutex::default(),
+        })
     }
 
-    /// The store.
-    pub fn store(&self) -> &Store {
-        todo!()
+    pub(crate) fn record(&self) -> Result<Arc<Record>, Error> {
+        self.refs.ledger.record(&self.id)
     }
 
-    /// An empty directory, or one with what is in `parent`, to write into.
-    ///
-    /// # Errors
-    /// When the parent cannot be brought here or the disk refuses.
-    pub async fn new_mutable(&self, parent: Option<&Ref>, new: NewRef) -> Result<Mutable, Failure> {
-        todo!()
+    pub(crate) fn attach(&self, provider: Provider) {
+        *self.provider.lock() = Some(provider);
     }
 
-    /// The immutable ref `id`.
-    ///
-    /// # Errors
-    /// [`Error::NotFound`], [`Error::Sort`] when it is mutable.
-    pub fn get(&self, id: &str) -> Result<Ref, Error> {
-        todo!()
+    pub(crate) fn provider(&self) -> Option<Provider> {
+        self.provider.lock().clone()
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.refs.ledger.touch(&self.id);
+    }
+}
+
+impl Inner {
+    /// Holds `id` and everything below.
+    pub(crate) fn hold(self: &Arc<Self>, id: &str) -> Result<Arc<Held>, Error> {
+        // Guards that turn out superfluous must not be dropped under the lock.
+        let mut spare = Vec::new();
+        let mut state = self.ledger.lock();
+        let result = self.hold_locked(&mut state, id, &mut spare);
+        drop(state);
+        drop(spare);
+        result
     }
 
-    /// The mutable ref `id` that was retained. What it was committed as
-    /// earlier is forgotten.
-    ///
-    /// # Errors
-    /// [`Error::Locked`] when it, or what it was committed as, is in use;
-    /// [`Error::NotFound`], [`Error::Sort`].
-    pub async fn get_mutable(&self, id: &str) -> Result<Mutable, Error> {
-        todo!()
-    }
-
-    /// The ids under which something is known, in no particular order.
-    pub fn search(&self, key: &str) -> Vec<String> {
-        todo!()
-    }
-
-    /// A chain of refs for the layers of an image, bottom first; the last of
-    /// them. Layers that are known by their chain are shared. Nothing is
-    /// fetched. `None` for an image without layers.
-    ///
-    /// # Errors
-    /// When the database refuses.
-    pub async fn image(
-        &self,
-        layers: Vec<Layer>,
-        source: Arc<dyn BlobSource>,
-        record_type: RecordType,
-        progress: VertexSink,
-    ) -> Result<Option<Ref>, Failure> {
-        todo!()
-    }
-
-    /// The trees of `inputs` laid over each other, the first at the bottom.
-    ///
-    /// # Errors
-    /// Without inputs, or when the database refuses.
-    pub async fn merge(&self, inputs: &[Ref], new: NewRef) -> Result<Ref, Failure> {
-        todo!()
-    }
-
-    /// What `upper` has and `lower` has not, deletions included.
-    ///
-    /// # Errors
-    /// When the database refuses.
-    pub async fn diff(&self, lower: Option<&Ref>, upper: Option<&Ref>, new: NewRef) -> Result<Ref, Failure> {
-        todo!()
-    }
-
-    /// What every record takes.
-    ///
-    /// # Errors
-    /// A filter that does not parse, or the disk.
-    pub async fn usage(&self, filters: &[String]) -> Result<Vec<Usage>, Failure> {
-        todo!()
-    }
-
-    /// Removes what `policies` say, each in turn, and tells `removed` of it.
-    ///
-    /// # Errors
-    /// A filter that does not parse, or the disk.
-    pub async fn prune(
-        &self,
-        policies: &[PrunePolicy],
-        removed: impl FnMut(Usage) + Send,
-    ) -> Result<(), Failure> {
-        todo!()
+    pub(crate) fn hold_locked(
+        self: &Arc<Self>,
+        state: &mut crate::ledger::State,
+        id: &str,
+        spare: &mut Vec<Arc<Held>>,
+    ) -> Result<Arc<Held>, Error> {
+        let missing = || Error::NotFound { id: id.to_owned() };
+        let entry = state.entries.get(id).filter(|entry| !entry.dying).ok_or_else(missing)?;
+        if let Some(held) = entry.held.upgrade() {
+            return Ok(held);
+        }
+        let ids: Vec<String> = entry.record.parents().into_iter().cloned().collect();
+        let mut parents = Vec::with_capacity(ids.len());
+        for id in ids {
+            match self.hold_locked(state, &id, spare) {
+                Ok(held) => parents.push(held),
+                Err(e) => {
+                    spare.append(&mut parents);
+                    return Err(e);
+                }
+            }
+        }
+        let held = Held::new(self.clone(), id, parents);
+        if let Some(entry) = state.entries.get_mut(id) {
+            entry.held = Arc::downgrade(&held);
+        }
+        Ok(held)
     }
 }
 
 /// An immutable result. Holding it keeps it. Clones are the same.
 #[derive(Clone)]
-pub struct Ref {}
+pub struct Ref {
+    pub(crate) held: Arc<Held>,
+}
+
+impl std::fmt::Debug for Ref {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Ref({})", self.held.id)
+    }
+}
 
 impl Ref {
+    pub(crate) fn new(held: Arc<Held>) -> Self {
+        Self { held }
+    }
+
     /// Its id.
     pub fn id(&self) -> &str {
-        todo!()
+        &self.held.id
     }
+
+    /// The refs it belongs to.
+    pub fn refs(&self) -> Refs {
+        Refs { inner: self.held.refs.clone() }
+    }
+
     /// What it is made of: the layer below, the inputs of a merge, lower and upper.
-    pub fn parents(&self) -> Vec<Ref> {
-        todo!()
+    pub fn parents(&self) -> Vec<Self> {
+        self.held.parents.iter().cloned().map(Self::new).collect()
     }
+
+    fn record(&self) -> Arc<Record> {
+        // A record that is held is not removed.
+        self.held.record().unwrap_or_else(|_| Arc::new(Record::new(Content::Layer { parent: None })))
+    }
+
     /// Its description.
     pub fn description(&self) -> String {
-        todo!()
+        self.record().description.clone()
     }
+
     /// What it is for.
     pub fn record_type(&self) -> RecordType {
-        todo!()
+        self.record().record_type
     }
+
     /// Changes what it is for.
     ///
     /// # Errors
     /// When the database refuses.
     pub async fn set_record_type(&self, to: RecordType) -> Result<(), Failure> {
-        todo!()
+        let held = self.held.clone();
+        blocking(move || Ok(held.refs.ledger.update(&held.id, false, |r| r.record_type = to)?)).await
     }
+
     /// When it was made.
     pub fn created_at(&self) -> Timestamp {
-        todo!()
+        self.record().created_at
     }
-    /// Bytes on disk of this ref alone.
-    ///
-    /// # Errors
-    /// When the disk cannot be read.
-    pub async fn size(&self) -> Result<u64, Failure> {
-        todo!()
-    }
+
     /// Whether files of it, or of what is below, must still be fetched.
     pub fn is_lazy(&self) -> bool {
-        todo!()
+        let mut rest = vec![&self.held];
+        while let Some(held) = rest.pop() {
+            if held.record().is_ok_and(|r| r.snapshot.is_none() && r.blob.is_some()) {
+                return true;
+            }
+            rest.extend(&held.parents);
+        }
+        false
     }
-    /// Where its missing blobs can be fetched from now on.
+
+    /// Where its missing blobs, and those of what is below, can be fetched
+    /// from now on.
     pub fn attach(&self, source: Arc<dyn BlobSource>, progress: VertexSink) {
-        todo!()
+        let mut rest = vec![&self.held];
+        while let Some(held) = rest.pop() {
+            if held.record().is_ok_and(|r| r.blob.is_some()) {
+                held.attach(Provider { source: source.clone(), progress: progress.clone() });
+            }
+            rest.extend(&held.parents);
+        }
     }
-    /// Fetches and unpacks whatever is missing, siblings in parallel.
-    ///
-    /// # Errors
-    /// [`Error::NoSource`], and those of the source.
-    pub async fn ensure(&self) -> Result<(), Failure> {
-        todo!()
-    }
+
     /// Mounts it read-only; shared with others who have it mounted.
     ///
     /// # Errors
     /// Those of [`Self::ensure`] and of mounting.
     pub async fn mount(&self) -> Result<MountGuard, Failure> {
-        todo!()
+        self.ensure().await?;
+        if let Some(mount) = self.held.view.lock().upgrade() {
+            return Ok(MountGuard(mount));
+        }
+        let held = self.held.clone();
+        let key = format!("mount/{}", held.id);
+        let work = || async {
+            if let Some(mount) = held.view.lock().upgrade() {
+                return Ok(mount);
+            }
+            let for_mount = held.clone();
+            let mount = blocking(move || {
+                let snapshot = snapshot_of(&for_mount)?;
+                let spec = for_mount.refs.ledger.store.snapshots().view(&snapshot)?;
+                Mount::new(for_mount, &spec)
+            })
+            .await?;
+            let mount = Arc::new(mount);
+            *held.view.lock() = Arc::downgrade(&mount);
+            Ok::<_, Failure>(mount)
+        };
+        Ok(MountGuard(self.held.refs.mounts.run(key, work).await?))
     }
-    /// The directories it is stacked of, topmost first.
+
+    /// The directories it is stacked of, topmost first; one directory with
+    /// everything in it without overlays.
     ///
     /// # Errors
     /// Those of [`Self::ensure`].
     pub async fn lowers(&self) -> Result<Vec<PathBuf>, Failure> {
-        todo!()
+        self.ensure().await?;
+        let held = self.held.clone();
+        blocking(move || {
+            let snapshot = snapshot_of(&held)?;
+            Ok(held.refs.ledger.store.snapshots().chain(&snapshot)?)
+        })
+        .await
     }
+
     /// What was noted under `key`.
     ///
     /// # Errors
     /// When the database refuses.
     pub fn get_meta(&self, key: &str) -> Result<Option<Vec<u8>>, Error> {
-        todo!()
+        self.held.get_meta(key)
     }
+
     /// Notes `value` under `key`.
     ///
     /// # Errors
     /// When the database refuses.
     pub fn set_meta(&self, key: &str, value: &[u8]) -> Result<(), Error> {
-        todo!()
+        self.held.set_meta(key, value)
     }
+
     /// Makes it found by [`Refs::search`] under `key`.
     ///
     /// # Errors
     /// When the database refuses.
     pub fn set_index(&self, key: &str) -> Result<(), Error> {
-        todo!()
-    }
-    /// Its layers as blobs, bottom first. Existing blobs are taken as they are
-    /// unless `compression.force`; missing ones are made. Lazy layers stay
-    /// lazy unless they must be converted.
-    ///
-    /// # Errors
-    /// Those of [`Self::ensure`], and of reading and writing.
-    pub async fn layers(&self, compression: Compression) -> Result<Vec<LayerBlob>, Failure> {
-        todo!()
+        self.held.set_index(key)
     }
 }
 
-/// A result in the making; exclusive. Dropped without commit it is removed,
-/// unless it is retained.
-pub struct Mutable {}
+/// The snapshot of a ref that was ensured.
+pub(crate) fn snapshot_of(held: &Held) -> Result<String, Error> {
+    held.record()?.snapshot.clone().ok_or_else(|| Error::Invalid(format!("{} is still lazy", held.id)))
+}
 
-impl Mutable {
-    /// Its id.
-    pub fn id(&self) -> &str {
-        todo!()
+impl Held {
+    pub(crate) fn get_meta(&self, key: &str) -> Result<Option<Vec<u8>>, Error> {
+        use store::Read;
+        Ok(self.refs.ledger.store.db().read(|tx| tx.get(META, &pair(&self.id, key)))?)
     }
-    /// Mounts it writable.
-    ///
-    /// # Errors
-    /// Those of mounting.
-    pub async fn mount(&self) -> Result<MountGuard, Failure> {
-        todo!()
+
+    pub(crate) fn set_meta(&self, key: &str, value: &[u8]) -> Result<(), Error> {
+        self.refs.ledger.change(false, |change| Ok(change.tx.put(META, &pair(&self.id, key), value)?))
     }
-    /// Makes it immutable, in one transaction with its snapshot. A retained
-    /// one stays and can be had again by its id.
-    ///
-    /// # Errors
-    /// When the database refuses.
-    pub async fn commit(self) -> Result<Ref, Failure> {
-        todo!()
-    }
-    /// As [`Self::commit`], and `also` in the same transaction with the id of
-    /// the new ref.
-    ///
-    /// # Errors
-    /// When the database refuses, or those of `also`.
-    pub async fn commit_with(
-        self,
-        also: impl FnOnce(&store::WriteTx, &str) -> Result<(), store::Error> + Send + 'static,
-    ) -> Result<Ref, Failure> {
-        todo!()
-    }
-    /// What was noted under `key`.
-    ///
-    /// # Errors
-    /// When the database refuses.
-    pub fn get_meta(&self, key: &str) -> Result<Option<Vec<u8>>, Error> {
-        todo!()
-    }
-    /// Notes `value` under `key`.
-    ///
-    /// # Errors
-    /// When the database refuses.
-    pub fn set_meta(&self, key: &str, value: &[u8]) -> Result<(), Error> {
-        todo!()
-    }
-    /// Makes it found by [`Refs::search`] under `key`.
-    ///
-    /// # Errors
-    /// When the database refuses.
-    pub fn set_index(&self, key: &str) -> Result<(), Error> {
-        todo!()
+
+    pub(crate) fn set_index(&self, key: &str) -> Result<(), Error> {
+        self.refs.ledger.change(false, |change| change.index(&self.id, key))
     }
 }
 
 /// A mounted tree; unmounted when the last clone is gone. Keeps the ref.
 #[derive(Clone)]
-pub struct MountGuard {}
+pub struct MountGuard(pub(crate) Arc<Mount>);
 
 impl MountGuard {
     /// Where it is mounted.
     pub fn path(&self) -> &Path {
-        todo!()
+        &self.0.path
+    }
+
+    /// Unmounts it now, unless others have it mounted too, and waits for that.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub async fn unmount(self) -> Result<(), Failure> {
+        match Arc::try_unwrap(self.0) {
+            Ok(mut mount) => blocking(move || mount.end().map_err(Failure::from)).await,
+            Err(_) => Ok(()),
+        }
+    }
+}
+
+impl std::fmt::Debug for MountGuard {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "MountGuard({})", self.0.path.display())
+    }
+}
+
+pub(crate) struct Mount {
+    mounted: Option<Mounted>,
+    path: PathBuf,
+    held: Arc<Held>,
+}
+
+impl Mount {
+    /// Blocks.
+    pub(crate) fn new(held: Arc<Held>, spec: &MountSpec) -> Result<Self, Failure> {
+        let path = held.refs.ledger.store.mount_point()?;
+        // Owns the directory from here on, whether or not mounting works.
+        let mut mount = Self { mounted: None, path, held };
+        mount.mounted = Some(spec.mount(&mount.path)?);
+        Ok(mount)
+    }
+
+    fn end(&mut self) -> Result<(), sys::Error> {
+        end(self.mounted.take(), &self.path)
+    }
+}
+
+fn end(mounted: Option<Mounted>, path: &Path) -> Result<(), sys::Error> {
+    if let Some(mounted) = mounted {
+        mounted.unmount()?;
+    }
+    match std::fs::remove_dir(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            Err(sys::Error::new("remove mount point", path, e))
+        }
+        _ => Ok(()),
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        let Some(mounted) = self.mounted.take() else {
+            _ = std::fs::remove_dir(&self.path);
+            return;
+        };
+        // Unmounting may write everything out first.
+        let (path, held) = (self.path.clone(), self.held.clone());
+        self.held.refs.later(move || {
+            if let Err(e) = end(Some(mounted), &path) {
+                tracing::warn!(error = %e, "leaving a mount behind");
+            }
+            drop(held);
+        });
     }
 }

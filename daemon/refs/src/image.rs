@@ -1,24 +1,16 @@
-//! Layers: how they come in lazily and go out as blobs.
+//! Images as chains of refs, without fetching anything.
 
-use std::pin::Pin;
+use std::sync::Arc;
 
-use async_trait::async_trait;
+use base::progress::VertexSink;
+use base::task::blocking;
 use base::{Descriptor, Digest, Failure, Timestamp};
-use tokio::io::AsyncRead;
 
-/// A stream of a blob's bytes.
-pub type Bytes = Pin<Box<dyn AsyncRead + Send>>;
-
-/// Where the bytes of a blob come from: a registry, a session, a remote cache.
-#[async_trait]
-pub trait BlobSource: Send + Sync + 'static {
-    /// The bytes of the blob from `offset` on. They are verified by who reads
-    /// them; after a broken stream it is asked again with a higher offset.
-    ///
-    /// # Errors
-    /// When they cannot be had.
-    async fn open(&self, descriptor: &Descriptor, offset: u64) -> Result<Bytes, Failure>;
-}
+use crate::fetch::{BlobSource, Provider};
+use crate::held::{Held, Ref};
+use crate::model::{Blob, Content, Record, RecordType, chain};
+use crate::open::Inner;
+use crate::{Error, Refs};
 
 /// A layer of an image that may not be here yet.
 #[derive(Debug, Clone)]
@@ -33,33 +25,108 @@ pub struct Layer {
     pub description: String,
 }
 
-/// A layer of a ref, as a blob to be put into an image.
-#[derive(Clone)]
-pub struct LayerBlob {
-    /// The blob. Annotations are those it was given, no private ones.
-    pub descriptor: Descriptor,
-    /// The digest of its uncompressed tar.
-    pub diff_id: Digest,
-    /// When the ref was made.
-    pub created_at: Option<Timestamp>,
-    /// The ref's description.
-    pub description: String,
-    /// The ref the layer belongs to.
-    pub ref_id: String,
-}
-
-impl LayerBlob {
-    /// Whether the bytes are in the store already.
-    pub fn is_local(&self) -> bool {
-        todo!()
-    }
-
-    /// Brings the bytes into the store, unless they are there, and keeps them
-    /// there while the guard is held.
+impl Refs {
+    /// A chain of refs for the layers of an image, bottom first; the last of
+    /// them. Layers that are known by their chain are shared. Nothing is
+    /// fetched. `None` for an image without layers.
     ///
     /// # Errors
-    /// When they cannot be fetched or are not what the descriptor says.
-    pub async fn fetch(&self) -> Result<store::Pin, Failure> {
-        todo!()
+    /// When the database refuses.
+    pub async fn image(
+        &self,
+        layers: Vec<Layer>,
+        source: Arc<dyn BlobSource>,
+        record_type: RecordType,
+        progress: VertexSink,
+    ) -> Result<Option<Ref>, Failure> {
+        let inner = self.inner.clone();
+        blocking(move || {
+            let provider = Provider { source, progress };
+            let mut top: Option<Arc<Held>> = None;
+            for layer in layers {
+                let held = inner.image_layer(layer, top.take(), record_type)?;
+                held.attach(provider.clone());
+                top = Some(held);
+            }
+            Ok(top.map(Ref::new))
+        })
+        .await
+    }
+}
+
+impl Inner {
+    /// Finds the layer on top of `below`, or writes it down.
+    fn image_layer(
+        self: &Arc<Self>,
+        layer: Layer,
+        below: Option<Arc<Held>>,
+        record_type: RecordType,
+    ) -> Result<Arc<Held>, Error> {
+        let under = below.as_ref().map(|below| below.record()).transpose()?;
+        let blob = chain(Some(&layer.descriptor.digest), &layer.diff_id);
+        let own_chain = chain(under.as_ref().and_then(|r| r.chain.as_ref()), &layer.diff_id);
+        let blob_chain = chain(under.as_ref().and_then(|r| r.blob_chain.as_ref()), &blob);
+        let mut spare = Vec::new();
+        let mut state = self.ledger.lock();
+        let known: Vec<String> = state.blob_chains.get(&blob_chain).into_iter().flatten().cloned().collect();
+        for id in known {
+            if let Ok(held) = self.hold_locked(&mut state, &id, &mut spare) {
+                drop(state);
+                // The guard of `below` may be the last one, if that is another record.
+                drop((spare, below));
+                return Ok(held);
+            }
+        }
+        // The same files, compressed differently, on the same files: no need
+        // to unpack them again.
+        let below_snapshot = under.as_ref().and_then(|r| r.snapshot.clone());
+        let twins: Vec<String> = state.chains.get(&own_chain).into_iter().flatten().cloned().collect();
+        let parent_of = |id: &String| {
+            let entry = state.entries.get(id).filter(|entry| !entry.dying)?;
+            let snapshot = entry.record.snapshot.clone()?;
+            let parent = match &entry.record.content {
+                Content::Layer { parent } => parent.as_ref(),
+                Content::Merge { .. } | Content::Diff { .. } => return None,
+            };
+            let parent = match parent {
+                Some(parent) => Some(state.entries.get(parent)?.record.snapshot.clone()?),
+                None => None,
+            };
+            (parent == below_snapshot && entry.record.committed_from.is_none()).then_some(snapshot)
+        };
+        let snapshot = twins.iter().find_map(parent_of);
+        drop(state);
+        drop(spare);
+        let record = Record {
+            record_type,
+            description: layer.description,
+            created_at: layer.created_at.unwrap_or_else(Timestamp::now),
+            blob: Some(Blob { descriptor: layer.descriptor, diff_id: layer.diff_id }),
+            chain: Some(own_chain),
+            blob_chain: Some(blob_chain),
+            ..Record::new(Content::Layer { parent: below.as_ref().map(|b| b.id.clone()) })
+        };
+        self.begin_shared(&base::id::fresh(), record, snapshot, below)
+    }
+
+    /// Begins a record that takes `snapshot` from others, if they still have
+    /// it when it is written.
+    fn begin_shared(
+        self: &Arc<Self>,
+        id: &str,
+        mut record: Record,
+        snapshot: Option<String>,
+        below: Option<Arc<Held>>,
+    ) -> Result<Arc<Held>, Error> {
+        let held = Held::new(self.clone(), id, below.into_iter().collect());
+        self.ledger.change(true, |change| {
+            if let Some(snapshot) = snapshot
+                && self.ledger.store.snapshots().exists(change.tx, &snapshot)?
+            {
+                record.snapshot = Some(snapshot);
+            }
+            change.put_held(&held, record)
+        })?;
+        Ok(held)
     }
 }

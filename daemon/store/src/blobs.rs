@@ -15,7 +15,6 @@ use base::digest::{Hasher, hex};
 use base::{Digest, Timestamp};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use sha2::Digest as _;
 
 use crate::db::{Db, Read, Rows, Table, WriteTx};
 use crate::{Error, Result, fail};
@@ -104,6 +103,11 @@ impl Blobs {
     /// Where a blob's bytes are.
     pub fn path(&self, digest: &Digest) -> PathBuf {
         blob_path(&self.0.root, digest)
+    }
+
+    /// A directory without anything in it.
+    pub(crate) fn nothing(&self) -> PathBuf {
+        self.0.root.join("empty")
     }
 
     /// Opens a blob for reading. Pin it first when it may be collected.

@@ -56,7 +56,7 @@ pub fn is_whiteout(meta: &Metadata) -> bool {
     meta.file_type().is_char_device() && meta.rdev() == 0
 }
 
-fn list(dir: &Path) -> Result<Vec<Entry>> {
+pub(crate) fn list(dir: &Path) -> Result<Vec<Entry>> {
     let mut entries = Vec::new();
     for entry in fs::read_dir(dir).map_err(Error::io("read", dir))? {
         let entry = entry.map_err(Error::io("read", dir))?;
@@ -67,7 +67,7 @@ fn list(dir: &Path) -> Result<Vec<Entry>> {
     Ok(entries)
 }
 
-fn lstat(path: &Path) -> Result<Option<Metadata>> {
+pub(crate) fn lstat(path: &Path) -> Result<Option<Metadata>> {
     match fs::symlink_metadata(path) {
         Ok(meta) => Ok(Some(meta)),
         Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
@@ -178,7 +178,7 @@ fn walk_upper(lower: Option<&Path>, upper: &Path, rel: &Path, each: &mut Each<'_
     Ok(())
 }
 
-fn is_opaque(dir: &Path) -> Result<bool> {
+pub(crate) fn is_opaque(dir: &Path) -> Result<bool> {
     for key in ["trusted.overlay.opaque", "user.overlay.opaque"] {
         if sys::xattr::get(dir, key)?.as_deref() == Some(b"y") {
             return Ok(true);

@@ -23,10 +23,14 @@ pub enum CompressionKind {
 impl CompressionKind {
     /// The kind of a layer of this media type.
     pub fn of_media_type(media_type: &str) -> Option<Self> {
-        match media_type {
-            media::OCI_LAYER | media::DOCKER_LAYER => Some(Self::Uncompressed),
-            media::OCI_LAYER_GZIP | media::DOCKER_LAYER_GZIP => Some(Self::Gzip),
-            media::OCI_LAYER_ZSTD | media::DOCKER_LAYER_ZSTD => Some(Self::Zstd),
+        if !media_type.contains(".layer.") && !media_type.contains(".rootfs.") {
+            return None;
+        }
+        // Also those that are not to be distributed.
+        match media_type.rsplit(['+', '.']).next() {
+            Some("tar") => Some(Self::Uncompressed),
+            Some("gzip") => Some(Self::Gzip),
+            Some("zstd") => Some(Self::Zstd),
             _ => None,
         }
     }

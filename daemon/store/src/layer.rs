@@ -32,8 +32,8 @@ pub enum DiffSource<'a> {
     Trees {
         /// The tree below; none for a bottom layer.
         lower: Option<&'a Path>,
-        /// The tree above.
-        upper: &'a Path,
+        /// The tree above; none deletes everything.
+        upper: Option<&'a Path>,
     },
 }
 
@@ -102,13 +102,20 @@ fn compressed(
 /// When a file cannot be read or the disk refuses; nothing is left then.
 pub fn write_layer(blobs: &Blobs, source: DiffSource<'_>, compression: Compression) -> Result<WrittenLayer> {
     compressed(blobs, compression, |output| {
-        let (DiffSource::Upper { upper, .. } | DiffSource::Trees { upper, .. }) = source;
-        let mut writer = ChangeWriter::new(output, upper);
+        let nothing = blobs.nothing();
         match source {
-            DiffSource::Upper { lower, upper } => overlay_walk(lower, upper, &mut |c| writer.change(c))?,
-            DiffSource::Trees { lower, upper } => double_walk(lower, upper, &mut |c| writer.change(c))?,
+            DiffSource::Upper { lower, upper } => {
+                let mut writer = ChangeWriter::new(output, upper);
+                overlay_walk(lower, upper, &mut |c| writer.change(c))?;
+                writer.finish().map(drop)
+            }
+            DiffSource::Trees { lower, upper } => {
+                let upper = upper.unwrap_or(&nothing);
+                let mut writer = ChangeWriter::new(output, upper);
+                double_walk(lower, upper, &mut |c| writer.change(c))?;
+                writer.finish().map(drop)
+            }
         }
-        writer.finish().map(drop)
     })
 }
 
@@ -145,7 +152,7 @@ fn rewrite_times(input: impl Read, output: &mut dyn Write, limit: i64) -> Result
         writer.header(&header).map_err(failed)?;
         let mut at = 0;
         let zeros = [0; 4096];
-        let mut fill = |writer: &mut Writer<_>, at: &mut u64, to: u64| -> Result<()> {
+        let fill = |writer: &mut Writer<_>, at: &mut u64, to: u64| -> Result<()> {
             while *at < to {
                 let n = (to - *at).min(zeros.len() as u64);
                 writer.write_all(&zeros[..n as usize]).map_err(failed)?;

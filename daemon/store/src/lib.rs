@@ -9,6 +9,7 @@
 //! snapshots/<id>/{fs,work}   directory trees, see `snapshots`
 //! mounts/<id>                mount points of this process
 //! trash/<id>                 renamed here, then deleted
+//! empty                      a directory that stays empty
 //! ```
 //!
 //! A file or directory counts only when the database has a row for it, and a
@@ -30,6 +31,7 @@ pub mod fail;
 mod layer;
 mod reconcile;
 mod snapshots;
+mod stack;
 pub mod tar;
 
 use std::fs;
@@ -45,7 +47,10 @@ pub use db::{Db, Read, ReadTx, Rows, Table, WriteTx};
 pub use diff::ChangeWriter;
 pub use error::{Error, Result};
 pub use layer::{DiffSource, WrittenLayer, convert_layer, unpack_layer, write_layer};
-pub use snapshots::{DiskUse, MountSpec, Removed, SnapshotInfo, SnapshotKind, Snapshots, disk_use};
+pub use snapshots::{
+    DiskUse, LooseLayer, MountSpec, Removed, SnapshotInfo, SnapshotKind, Snapshots, disk_use,
+};
+pub use stack::{apply_changes, dangling_whiteouts, link_layer};
 
 /// How directory trees are kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -94,7 +99,7 @@ impl Store {
     /// says. A database that cannot be read is kept as `store.db.bak`.
     pub fn open(root: impl AsRef<Path>, options: Options) -> Result<Self> {
         let root = std::path::absolute(&root).map_err(Error::io("resolve", root.as_ref()))?;
-        for dir in ["content/blobs/sha256", "content/ingest", "snapshots", "mounts", "trash"] {
+        for dir in ["content/blobs/sha256", "content/ingest", "snapshots", "mounts", "trash", "empty"] {
             let dir = root.join(dir);
             fs::create_dir_all(&dir).map_err(Error::io("create", &dir))?;
         }

@@ -73,12 +73,13 @@ pub(crate) fn blobs(root: &Path, db: &Db) -> Result<()> {
 /// Snapshot directories and snapshot rows. A snapshot without its parent is none.
 pub(crate) fn snapshots(root: &Path, db: &Db) -> Result<()> {
     let dir = root.join("snapshots");
-    let mut rows: HashMap<String, Option<String>> = HashMap::new();
+    // What each of them needs.
+    let mut rows: HashMap<String, Vec<String>> = HashMap::new();
     let mut lost = Vec::new();
     for (id, row) in db.read(|tx| SNAPSHOTS.all(tx))? {
         match row {
-            Ok(row) if dir.join(&id).join("fs").is_dir() => {
-                rows.insert(id, row.parent);
+            Ok(row) if row.stack.is_some() || dir.join(&id).join("fs").is_dir() => {
+                rows.insert(id, row.parent.into_iter().chain(row.stack.unwrap_or_default()).collect());
             }
             _ => lost.push(id),
         }
@@ -86,7 +87,7 @@ pub(crate) fn snapshots(root: &Path, db: &Db) -> Result<()> {
     loop {
         let orphans: Vec<String> = rows
             .iter()
-            .filter(|(_, parent)| parent.as_ref().is_some_and(|p| !rows.contains_key(p)))
+            .filter(|(_, needs)| needs.iter().any(|id| !rows.contains_key(id)))
             .map(|(id, _)| id.clone())
             .collect();
         if orphans.is_empty() {

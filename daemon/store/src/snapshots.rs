@@ -34,6 +34,10 @@ pub enum SnapshotKind {
 pub struct SnapshotInfo {
     /// What it stands on.
     pub parent: Option<String>,
+    /// It has no directory of its own but is these, topmost first, each taken
+    /// without what it stands on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stack: Option<Vec<String>>,
     /// Whether it may still change.
     pub kind: SnapshotKind,
     /// When it was begun.
@@ -177,6 +181,14 @@ impl Snapshots {
         SNAPSHOTS.get(tx, id)?.ok_or_else(|| missing(id, "not found"))
     }
 
+    /// Whether there is such a snapshot, as `tx` sees it.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn exists(&self, tx: &impl Read, id: &str) -> Result<bool> {
+        Ok(SNAPSHOTS.get(tx, id)?.is_some())
+    }
+
     /// The names of all snapshots.
     ///
     /// # Errors
@@ -199,7 +211,7 @@ impl Snapshots {
         let made = self.prepare_dirs(id, &home, parent).and_then(|()| {
             self.0.fail.pass("snapshot.made")?;
             let (parent, kind) = (parent.map(str::to_owned), SnapshotKind::Active);
-            let info = SnapshotInfo { parent, kind, created: Timestamp::now() };
+            let info = SnapshotInfo { parent, stack: None, kind, created: Timestamp::now() };
             self.0.db.write_lazily(|tx| SNAPSHOTS.put(tx, id, &info))
         });
         if made.is_err() {
@@ -220,12 +232,7 @@ impl Snapshots {
         rustix::fs::chmod(&tree, rustix::fs::Mode::from_raw_mode(0o755))
             .map_err(Error::io("chmod", &tree))?;
         match parent {
-            Some(parent) if self.0.overlay => {
-                let lower = self.dir(parent);
-                let meta = fs::metadata(&lower).map_err(Error::io("stat", &lower))?;
-                std::os::unix::fs::lchown(&tree, Some(meta.uid()), Some(meta.gid()))
-                    .map_err(Error::io("chown", &tree))?;
-            }
+            Some(parent) if self.0.overlay => self.own_root(&tree, parent)?,
             Some(parent) => crate::copy_tree(&self.dir(parent), &tree)?,
             None => {}
         }
@@ -233,6 +240,53 @@ impl Snapshots {
             make(&home.join("work"), 0o711)?;
         }
         Ok(())
+    }
+
+    /// The root of a layer belongs to whom it belongs to in the layer below.
+    fn own_root(&self, tree: &Path, parent: &str) -> Result<()> {
+        let Some(lower) = self.chain(parent)?.into_iter().next() else { return Ok(()) };
+        let meta = fs::metadata(&lower).map_err(Error::io("stat", &lower))?;
+        std::os::unix::fs::lchown(tree, Some(meta.uid()), Some(meta.gid())).map_err(Error::io("chown", tree))
+    }
+
+    /// Begins the directories of a layer whose parent need not be there yet;
+    /// until [`Self::adopt`] it is not a snapshot. Overlays only.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn begin_layer(&self, id: &str) -> Result<LooseLayer> {
+        let home = self.home(id);
+        let layer = LooseLayer { snapshots: self.clone(), id: id.to_owned(), adopted: false };
+        self.prepare_dirs(id, &home, None)?;
+        Ok(layer)
+    }
+
+    /// Makes a layer a committed snapshot on `parent`, together with whatever
+    /// else is in `tx`. When that fails the layer stays loose.
+    ///
+    /// # Errors
+    /// When there is no such parent, or the database refuses.
+    pub fn adopt(&self, tx: &WriteTx, layer: &LooseLayer, parent: Option<&str>) -> Result<()> {
+        if let Some(parent) = parent {
+            self.info_in(tx, parent)?;
+        }
+        let (parent, kind) = (parent.map(str::to_owned), SnapshotKind::Committed);
+        let info = SnapshotInfo { parent, stack: None, kind, created: Timestamp::now() };
+        SNAPSHOTS.put(tx, &layer.id, &info)
+    }
+
+    /// Makes the committed snapshot `id` out of others, topmost first, each
+    /// taken without what it stands on. Overlays only.
+    ///
+    /// # Errors
+    /// When one of them is missing.
+    pub fn put_stack(&self, tx: &WriteTx, id: &str, stack: Vec<String>) -> Result<()> {
+        for member in &stack {
+            self.info_in(tx, member)?;
+        }
+        let kind = SnapshotKind::Committed;
+        let info = SnapshotInfo { parent: None, stack: Some(stack), kind, created: Timestamp::now() };
+        SNAPSHOTS.put(tx, id, &info)
     }
 
     /// Makes it unchangeable, together with whatever else is in `tx`.
@@ -269,8 +323,12 @@ impl Snapshots {
             let mut chain = Vec::new();
             let mut next = Some(id.to_owned());
             while let Some(id) = next {
-                next = self.info_in(tx, &id)?.parent;
-                chain.push(self.dir(&id));
+                let info = self.info_in(tx, &id)?;
+                next = info.parent;
+                match info.stack {
+                    Some(stack) => chain.extend(stack.iter().map(|id| self.dir(id))),
+                    None => chain.push(self.dir(&id)),
+                }
             }
             Ok(chain)
         })
@@ -286,8 +344,9 @@ impl Snapshots {
 
     /// How to mount a stack of layers read-only, topmost first.
     pub fn stack(&self, mut lowers: Vec<PathBuf>) -> MountSpec {
-        if lowers.len() == 1 {
-            return MountSpec::Bind { source: lowers.remove(0), readonly: true };
+        if lowers.len() <= 1 {
+            let source = lowers.pop().unwrap_or_else(|| self.0.root.join("empty"));
+            return MountSpec::Bind { source, readonly: true };
         }
         MountSpec::Overlay(Overlay { lowers, upper: None, userxattr: self.0.userxattr, volatile: false })
     }
@@ -318,7 +377,51 @@ impl Snapshots {
     /// # Errors
     /// When it cannot be read.
     pub fn usage(&self, id: &str) -> Result<DiskUse> {
+        if self.info(id)?.stack.is_some() {
+            return Ok(DiskUse::default());
+        }
         disk_use(&self.dir(id))
+    }
+}
+
+/// Directories of a layer that is being unpacked. Dropped, they go to the trash.
+pub struct LooseLayer {
+    snapshots: Snapshots,
+    id: String,
+    adopted: bool,
+}
+
+impl LooseLayer {
+    /// The name it will have.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Where to unpack.
+    pub fn dir(&self) -> PathBuf {
+        self.snapshots.dir(&self.id)
+    }
+
+    /// Gives it the owner of what it will stand on.
+    ///
+    /// # Errors
+    /// When that is missing, or the disk refuses.
+    pub fn own_root(&self, parent: &str) -> Result<()> {
+        self.snapshots.own_root(&self.dir(), parent)
+    }
+
+    /// The transaction it was adopted in went through.
+    pub fn keep(mut self) {
+        self.adopted = true;
+    }
+}
+
+impl Drop for LooseLayer {
+    fn drop(&mut self) {
+        if !self.adopted {
+            // If even this fails the next start finds it.
+            _ = crate::throw_away(&self.snapshots.0.root, &self.snapshots.home(&self.id));
+        }
     }
 }
 

@@ -1,0 +1,245 @@
+//! Merges and diffs.
+//!
+//! With overlays neither copies anything as a rule: a merge is the layers of
+//! its inputs stacked on each other, and the diff between a ref and one it was
+//! built on is the layers in between. Only a diff of two strangers is computed
+//! and written as a layer of its own.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use base::Failure;
+use base::task::blocking;
+use store::{Store, Whiteouts};
+
+use crate::held::{Held, MountGuard, Ref, snapshot_of};
+use crate::model::{Content, NewRef, Record};
+use crate::{Error, Refs};
+
+/// The refs whose blobs, bottom first, make up `held`: layers, and diffs that
+/// are layers of their own.
+pub(crate) fn layers_of(held: &Arc<Held>) -> Result<Vec<Arc<Held>>, Error> {
+    let record = held.record()?;
+    let mut parents = held.parents.iter();
+    Ok(match &record.content {
+        Content::Layer { .. } => {
+            // A loop, as chains may be long.
+            let mut top = vec![held.clone()];
+            let mut below = parents.next();
+            while let Some(next) = below {
+                if !matches!(next.record()?.content, Content::Layer { .. }) {
+                    let mut list = layers_of(next)?;
+                    list.extend(top.into_iter().rev());
+                    return Ok(list);
+                }
+                top.push(next.clone());
+                below = next.parents.first();
+            }
+            top.reverse();
+            top
+        }
+        Content::Merge { .. } => {
+            let mut list = Vec::new();
+            for input in parents {
+                list.extend(layers_of(input)?);
+            }
+            list
+        }
+        Content::Diff { .. } => {
+            let (Some(lower), Some(upper)) = (parents.next(), parents.next()) else {
+                return Ok(vec![held.clone()]);
+            };
+            let (below, mut all) = (layers_of(lower)?, layers_of(upper)?);
+            let is_below = below.len() < all.len() && below.iter().zip(&all).all(|(a, b)| a.id == b.id);
+            if is_below { all.split_off(below.len()) } else { vec![held.clone()] }
+        }
+    })
+}
+
+/// What a layer turns into what; either may be nothing.
+pub(crate) fn sides(layer: &Arc<Held>) -> Result<(Option<Ref>, Option<Ref>), Error> {
+    let parent = |n: usize| layer.parents.get(n).cloned().map(Ref::new);
+    Ok(match layer.record()?.content {
+        Content::Diff { .. } => (parent(0), parent(1)),
+        _ => (parent(0), Some(Ref::new(layer.clone()))),
+    })
+}
+
+impl Refs {
+    /// The trees of `inputs` laid over each other, the first at the bottom.
+    /// One input is that input.
+    ///
+    /// # Errors
+    /// Without inputs, or when the database refuses.
+    pub async fn merge(&self, inputs: &[Ref], new: NewRef) -> Result<Ref, Failure> {
+        let mut flat: Vec<Arc<Held>> = Vec::new();
+        for input in inputs {
+            match input.held.record()?.content {
+                // A merge within a merge is its inputs.
+                Content::Merge { .. } => flat.extend(input.held.parents.iter().cloned()),
+                _ => flat.push(input.held.clone()),
+            }
+        }
+        match flat.as_slice() {
+            [] => return Err(Error::Invalid("a merge needs inputs".into()).into()),
+            [one] => return Ok(Ref::new(one.clone())),
+            _ => {}
+        }
+        let content = Content::Merge { inputs: flat.iter().map(|held| held.id.clone()).collect() };
+        self.compose(content, flat, new).await
+    }
+
+    /// What `upper` has and `lower` has not, deletions included. Without
+    /// `lower` it is `upper`; without `upper`, everything in `lower` deleted.
+    ///
+    /// # Errors
+    /// Without both, or when the database refuses.
+    pub async fn diff(&self, lower: Option<&Ref>, upper: Option<&Ref>, new: NewRef) -> Result<Ref, Failure> {
+        let (lower, upper) = match (lower, upper) {
+            (Some(lower), upper) => (lower.held.clone(), upper.map(|upper| upper.held.clone())),
+            (None, Some(upper)) => return Ok(upper.clone()),
+            (None, None) => return Err(Error::Invalid("a diff needs something to compare".into()).into()),
+        };
+        let content =
+            Content::Diff { lower: lower.id.clone(), upper: upper.as_ref().map(|upper| upper.id.clone()) };
+        let parents = std::iter::once(lower).chain(upper).collect();
+        self.compose(content, parents, new).await
+    }
+
+    async fn compose(&self, content: Content, parents: Vec<Arc<Held>>, new: NewRef) -> Result<Ref, Failure> {
+        for parent in &parents {
+            Ref::new(parent.clone()).finalize().await?;
+        }
+        let inner = self.inner.clone();
+        blocking(move || {
+            let record = Record { retain: false, ..Record::described(content, &new) };
+            Ok(Ref::new(inner.begin(&base::id::fresh(), record, parents, true)?))
+        })
+        .await
+    }
+}
+
+/// Makes the files of a merge or diff whose parents are here.
+pub(crate) async fn build(held: &Arc<Held>) -> Result<(), Failure> {
+    let layers = layers_of(held)?;
+    let overlay = held.refs.ledger.store.snapshots().is_overlay();
+    // Without overlays every layer is computed, with them only strangers.
+    let mut mounts = Vec::new();
+    for layer in &layers {
+        let own = layer.id == held.id;
+        mounts.push(if own || !overlay { Some(Sides::mount(layer).await?) } else { None });
+    }
+    let held = held.clone();
+    blocking(move || if overlay { build_stack(&held, &layers, &mounts) } else { build_copy(&held, &mounts) })
+        .await
+}
+
+/// Both sides of a layer, mounted.
+struct Sides {
+    lower: Option<MountGuard>,
+    upper: Option<MountGuard>,
+}
+
+impl Sides {
+    async fn mount(layer: &Arc<Held>) -> Result<Self, Failure> {
+        let (lower, upper) = sides(layer)?;
+        let mounted = async |side: Option<Ref>| match side {
+            Some(side) => Box::pin(side.mount()).await.map(Some),
+            None => Ok(None),
+        };
+        Ok(Self { lower: mounted(lower).await?, upper: mounted(upper).await? })
+    }
+
+    fn apply(&self, to: &std::path::Path, whiteouts: Whiteouts) -> Result<(), store::Error> {
+        let path = |side: &Option<MountGuard>| side.as_ref().map(|mount| mount.path().to_owned());
+        store::apply_changes(path(&self.lower).as_deref(), path(&self.upper).as_deref(), to, whiteouts)
+    }
+}
+
+/// The snapshot that is the layer alone, with its whiteouts.
+fn layer_snapshot(layer: &Held) -> Result<String, Error> {
+    let record = layer.record()?;
+    match (&record.content, record.parts.first()) {
+        (Content::Diff { .. }, Some(own)) => Ok(own.clone()),
+        _ => snapshot_of(layer),
+    }
+}
+
+fn build_stack(held: &Arc<Held>, layers: &[Arc<Held>], mounts: &[Option<Sides>]) -> Result<(), Failure> {
+    let store = &held.refs.ledger.store;
+    let whiteouts = Whiteouts::Overlay { userxattr: store.snapshots().userxattr() };
+    let mut made = Vec::new();
+    let (mut stack, mut dirs): (Vec<String>, Vec<PathBuf>) = (Vec::new(), Vec::new());
+    for (at, (layer, sides)) in layers.iter().zip(mounts).enumerate() {
+        let (mut id, mut dir);
+        if let Some(sides) = sides {
+            let own = store.snapshots().begin_layer(&base::id::fresh())?;
+            sides.apply(&own.dir(), whiteouts)?;
+            (id, dir) = (own.id().to_owned(), own.dir());
+            made.push(own);
+        } else {
+            id = layer_snapshot(layer)?;
+            dir = store.snapshots().dir(&id);
+        }
+        if !stands_on_its_own(layer, layers.get(..at).unwrap_or_default())? {
+            let beneath: Vec<PathBuf> = dirs.iter().rev().cloned().collect();
+            let dangling = store::dangling_whiteouts(&dir, &beneath)?;
+            if !dangling.is_empty() {
+                let clean = store.snapshots().begin_layer(&base::id::fresh())?;
+                store::link_layer(&dir, &clean.dir(), &dangling)?;
+                (id, dir) = (clean.id().to_owned(), clean.dir());
+                made.push(clean);
+            }
+        }
+        stack.push(id);
+        dirs.push(dir);
+    }
+    stack.reverse();
+    held.refs.ledger.change(true, |change| {
+        for part in &made {
+            store.snapshots().adopt(change.tx, part, None)?;
+        }
+        let id = base::id::fresh();
+        store.snapshots().put_stack(change.tx, &id, stack)?;
+        let mut record = change.get(&held.id)?;
+        record.snapshot = Some(id);
+        record.parts = made.iter().map(|part| part.id().to_owned()).collect();
+        record.size = None;
+        change.put(&held.id, record)
+    })?;
+    for part in made {
+        part.keep();
+    }
+    Ok(())
+}
+
+/// Whether all the layer was made on is right below it.
+fn stands_on_its_own(layer: &Arc<Held>, below: &[Arc<Held>]) -> Result<bool, Error> {
+    if !matches!(layer.record()?.content, Content::Layer { .. }) {
+        return Ok(false);
+    }
+    let Some(parent) = layer.parents.first() else { return Ok(true) };
+    let wanted = layers_of(parent)?;
+    let tail = below.len().checked_sub(wanted.len()).and_then(|at| below.get(at..));
+    Ok(tail.is_some_and(|tail| tail.iter().zip(&wanted).all(|(a, b)| a.id == b.id)))
+}
+
+fn build_copy(held: &Arc<Held>, mounts: &[Option<Sides>]) -> Result<(), Failure> {
+    let store: &Store = &held.refs.ledger.store;
+    let id = base::id::fresh();
+    store.snapshots().prepare(&id, None)?;
+    let build = || -> Result<(), Failure> {
+        let dir = store.snapshots().dir(&id);
+        for sides in mounts.iter().flatten() {
+            sides.apply(&dir, Whiteouts::Remove)?;
+        }
+        Ok(held.refs.ledger.change(true, |change| {
+            store.snapshots().commit(change.tx, &id)?;
+            let mut record = change.get(&held.id)?;
+            record.snapshot = Some(id.clone());
+            record.size = None;
+            change.put(&held.id, record)
+        })?)
+    };
+    build().inspect_err(|_| held.refs.drop_snapshot(&id))
+}
