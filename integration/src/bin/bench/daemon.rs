@@ -1,0 +1,197 @@
+//! One of the daemons to be compared, running.
+
+use std::os::unix::net::UnixStream as Probe;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use hyper_util::rt::TokioIo;
+use integration::leak;
+use integration::process::{Service, tail};
+use proto::control::control_client::ControlClient;
+use proto::control::{InfoRequest, SolveRequest};
+use proto::pb::Definition;
+use serde_json::json;
+use tempfile::TempDir;
+use tokio::net::UnixStream;
+use tokio::runtime::Runtime;
+use tonic::transport::{Channel, Endpoint, Uri};
+
+const START: Duration = Duration::from_secs(30);
+/// Where Debian puts the CNI plugins.
+const PLUGINS: &str = "/usr/lib/cni";
+
+/// A daemon to be measured.
+pub(crate) struct Candidate {
+    pub(crate) name: String,
+    pub(crate) program: PathBuf,
+}
+
+/// The network of its builds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Net {
+    Host,
+    Cni,
+}
+
+/// One that runs, with a root directory of its own.
+pub(crate) struct Daemon {
+    client: Option<ControlClient<Channel>>,
+    runtime: Runtime,
+    service: Option<Service>,
+    program: PathBuf,
+    bridge: String,
+    dir: TempDir,
+}
+
+impl Daemon {
+    /// Starts one that asks `registry` for everything.
+    pub(crate) fn start(candidate: &Candidate, net: Net, registry: &str) -> Result<Self> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let pid = std::process::id();
+        let dir = TempDir::with_prefix("bk-bench-")?;
+        let bridge = format!("bkb{:x}n{count:x}", pid & 0xff_ffff);
+        let subnet = format!("10.{}.{}.0/24", 64 + pid % 64, count % 256);
+        std::fs::write(dir.path().join("buildkitd.toml"), config(net, dir.path(), registry))?;
+        std::fs::write(dir.path().join("net.conflist"), network(&bridge, &subnet, dir.path()))?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let program = candidate.program.clone();
+        let mut daemon = Self { client: None, runtime, service: None, program, bridge, dir };
+        daemon.launch()?;
+        Ok(daemon)
+    }
+
+    /// Executes the program and waits for its first answer; says how long it took.
+    pub(crate) fn launch(&mut self) -> Result<Duration> {
+        let path = |name: &str| self.dir.path().join(name).into_os_string();
+        let args = [
+            "--config".into(),
+            path("buildkitd.toml"),
+            "--root".into(),
+            path("root"),
+            "--addr".into(),
+            self.addr().into(),
+            "--containerd-worker=false".into(),
+            "--oci-worker-gc=false".into(),
+        ];
+        let begun = Instant::now();
+        let service = Service::start("buildkitd", &self.program, args, &[], self.dir.path().join("log"))?;
+        self.service = Some(service);
+        let socket = self.dir.path().join("buildkitd.sock");
+        while Probe::connect(&socket).is_err() {
+            if begun.elapsed() > START {
+                bail!("does not listen:\n{}", tail(&self.log()));
+            }
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        let mut client = self.runtime.block_on(connect(socket))?;
+        self.runtime.block_on(client.info(InfoRequest::default()))?;
+        let taken = begun.elapsed();
+        self.client = Some(client);
+        Ok(taken)
+    }
+
+    /// Ends it.
+    pub(crate) fn stop(&mut self) -> Result<()> {
+        self.client = None;
+        match self.service.take() {
+            Some(mut service) => service.stop(Duration::from_secs(30)),
+            None => Ok(()),
+        }
+    }
+
+    pub(crate) fn addr(&self) -> String {
+        format!("unix://{}", self.dir.path().join("buildkitd.sock").display())
+    }
+
+    fn log(&self) -> String {
+        self.service.as_ref().map(Service::log).unwrap_or_default()
+    }
+
+    /// Builds a definition and says how long it took.
+    pub(crate) fn solve(&self, definition: Definition) -> Result<Duration> {
+        self.solve_all(vec![definition])
+    }
+
+    /// Builds definitions at the same time and says how long it took.
+    pub(crate) fn solve_all(&self, definitions: Vec<Definition>) -> Result<Duration> {
+        let client = self.client.as_ref().context("not running")?;
+        self.runtime.block_on(async {
+            let begun = Instant::now();
+            let mut waiting = tokio::task::JoinSet::new();
+            for definition in definitions {
+                let mut client = client.clone();
+                let request =
+                    SolveRequest { r#ref: fresh(), definition: Some(definition), ..SolveRequest::default() };
+                waiting.spawn(async move { client.solve(request).await });
+            }
+            while let Some(solved) = waiting.join_next().await {
+                solved?.map_err(|status| anyhow::anyhow!("solve: {}", status.message()))?;
+            }
+            Ok(begun.elapsed())
+        })
+    }
+
+    /// Memory that it occupies now, and the most it ever did, in MiB.
+    pub(crate) fn memory(&self) -> Result<(f64, f64)> {
+        let pid = self.service.as_ref().context("not running")?.pid();
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let field = |name: &str| -> Result<f64> {
+            let line = status.lines().find_map(|l| l.strip_prefix(name)).context("no such field")?;
+            let kib: f64 = line.trim_start_matches(':').trim().trim_end_matches(" kB").parse()?;
+            Ok(kib / 1024.0)
+        };
+        Ok((field("VmRSS")?, field("VmHWM")?))
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        self.client = None;
+        self.service = None;
+        leak::clean(self.dir.path(), &self.bridge);
+    }
+}
+
+/// Text that was never used before.
+pub(crate) fn fresh() -> String {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    format!("bench-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed))
+}
+
+async fn connect(socket: PathBuf) -> Result<ControlClient<Channel>> {
+    let endpoint = Endpoint::from_static("http://daemon");
+    let connector = tower::service_fn(move |_: Uri| {
+        let socket = socket.clone();
+        async move { Ok::<_, std::io::Error>(TokioIo::new(UnixStream::connect(socket).await?)) }
+    });
+    Ok(ControlClient::new(endpoint.connect_with_connector(connector).await?))
+}
+
+fn config(net: Net, dir: &Path, registry: &str) -> String {
+    let net = match net {
+        Net::Host => "networkMode = \"host\"\n".to_owned(),
+        Net::Cni => format!(
+            "networkMode = \"cni\"\ncniBinaryPath = \"{PLUGINS}\"\ncniConfigPath = \"{}\"\n",
+            dir.join("net.conflist").display()
+        ),
+    };
+    format!(
+        "[worker.oci]\n{net}[registry.\"docker.io\"]\nmirrors = [\"{registry}\"]\n\
+         [registry.\"{registry}\"]\nhttp = true\ninsecure = true\n"
+    )
+}
+
+fn network(bridge: &str, subnet: &str, dir: &Path) -> String {
+    let ipam = json!({
+        "type": "host-local", "ranges": [[{"subnet": subnet}]],
+        "routes": [{"dst": "0.0.0.0/0"}], "dataDir": dir.join("ipam"),
+    });
+    let plugins = json!([
+        {"type": "loopback"},
+        {"type": "bridge", "bridge": bridge, "isDefaultGateway": true, "ipam": ipam},
+    ]);
+    json!({"cniVersion": "1.0.0", "name": bridge, "plugins": plugins}).to_string()
+}

@@ -1,0 +1,95 @@
+//! Measures build daemons against each other.
+//!
+//! ```text
+//! bench [--rounds N] [--only WORD]... [--buildctl PATH] NAME=BUILDKITD...
+//! ```
+//!
+//! Every daemon named on the command line is driven by the same client through
+//! the same cases. They take turns within each round, so that whatever else the
+//! machine does hits all of them alike. The result is a Markdown table of
+//! medians; ratios are to the first daemon, above one where it is the better.
+//!
+//! What a person starts is measured through `buildctl` as a process; what would
+//! drown in the start of a process is called over gRPC.
+
+mod cases;
+mod daemon;
+mod definition;
+mod images;
+mod table;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use integration::places;
+
+use crate::cases::{CASES, Lab};
+use crate::daemon::Candidate;
+use crate::table::Table;
+
+struct Arguments {
+    rounds: usize,
+    only: Vec<String>,
+    buildctl: PathBuf,
+    candidates: Vec<Candidate>,
+}
+
+fn arguments() -> Result<Arguments> {
+    let mut given = std::env::args().skip(1);
+    let (mut rounds, mut only, mut buildctl, mut candidates) = (3, Vec::new(), None, Vec::new());
+    while let Some(argument) = given.next() {
+        let mut value = || given.next().with_context(|| format!("{argument} needs a value"));
+        match argument.as_str() {
+            "--rounds" => rounds = value()?.parse().context("--rounds")?,
+            "--only" => only.push(value()?),
+            "--buildctl" => buildctl = Some(PathBuf::from(value()?)),
+            flag if flag.starts_with('-') => bail!("unknown flag {flag}"),
+            _ => {
+                let (name, path) = argument.split_once('=').context("a daemon is given as NAME=PATH")?;
+                let program = std::path::absolute(path)?;
+                anyhow::ensure!(program.exists(), "{path} does not exist");
+                candidates.push(Candidate { name: name.to_owned(), program });
+            }
+        }
+    }
+    if candidates.is_empty() {
+        candidates.push(Candidate { name: "buildkitd".into(), program: places::program("buildkitd")? });
+    }
+    let buildctl = buildctl.map_or_else(|| places::program("buildctl"), Ok)?;
+    Ok(Arguments { rounds, only, buildctl, candidates })
+}
+
+fn measure() -> Result<()> {
+    let arguments = arguments()?;
+    let mut table = Table::new(arguments.candidates.iter().map(|c| c.name.clone()).collect());
+    let lab = Lab::set_up(arguments.buildctl)?;
+    for round in 0..arguments.rounds {
+        for case in CASES {
+            if !arguments.only.is_empty()
+                && !arguments.only.iter().any(|word| case.name.contains(word.as_str()))
+            {
+                continue;
+            }
+            for (column, candidate) in arguments.candidates.iter().enumerate() {
+                eprintln!("round {}: {} with {}", round + 1, case.name, candidate.name);
+                let mut report = |figure: &str, unit, value| table.add(figure, unit, column, value);
+                if let Err(e) = (case.run)(&lab, candidate, &mut report) {
+                    table.fail(case.name, column, &format!("{e:#}"));
+                }
+            }
+        }
+    }
+    print!("{table}");
+    Ok(())
+}
+
+fn main() -> ExitCode {
+    match measure() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("bench: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
