@@ -9,6 +9,8 @@ use regex::{Regex, escape};
 
 use super::How;
 
+type Chars<'a> = std::iter::Peekable<std::str::Chars<'a>>;
+
 /// Finds the cheapest way to match `pattern`.
 pub(super) fn compile(pattern: &str) -> How {
     let mut go = String::from("^");
@@ -79,11 +81,13 @@ pub(super) fn compile(pattern: &str) -> How {
 fn translate(go: &str) -> Option<String> {
     let mut out = String::with_capacity(go.len());
     let mut chars = go.chars().peekable();
+    // There may be names of classes ahead.
+    let mut names = true;
     while let Some(c) = chars.next() {
         match c {
             '\\' if chars.next_if_eq(&'Q').is_some() => quoted(&mut chars, &mut out),
             '\\' => out.push_str(&escaped(chars.next()?, false)?),
-            '[' => class(&mut chars, &mut out)?,
+            '[' => class(&mut chars, &mut names, &mut out)?,
             ']' => out.push_str("\\]"),
             '#' | '&' | '~' | '-' => out.push_str(&literal(c)),
             _ => out.push(c),
@@ -93,7 +97,7 @@ fn translate(go: &str) -> Option<String> {
 }
 
 /// What follows `\Q`, up to `\E`: it stands for itself.
-fn quoted(chars: &mut std::iter::Peekable<std::str::Chars<'_>>, out: &mut String) {
+fn quoted(chars: &mut Chars<'_>, out: &mut String) {
     while let Some(c) = chars.next() {
         if c == '\\' && chars.next_if_eq(&'E').is_some() {
             return;
@@ -103,7 +107,7 @@ fn quoted(chars: &mut std::iter::Peekable<std::str::Chars<'_>>, out: &mut String
 }
 
 /// What follows `[`, up to the `]`.
-fn class(chars: &mut std::iter::Peekable<std::str::Chars<'_>>, out: &mut String) -> Option<()> {
+fn class(chars: &mut Chars<'_>, names: &mut bool, out: &mut String) -> Option<()> {
     out.push('[');
     if chars.next_if_eq(&'^').is_some() {
         out.push('^');
@@ -115,16 +119,17 @@ fn class(chars: &mut std::iter::Peekable<std::str::Chars<'_>>, out: &mut String)
             break;
         }
         first = false;
-        if c == '[' && chars.peek() == Some(&':') {
+        if c == '[' && chars.peek() == Some(&':') && *names {
             // `[:name:]`, or just these characters when it does not end.
-            let rest: String = chars.clone().skip(1).collect();
-            if let Some((name, _)) = rest.split_once(":]") {
-                if !NAMED.contains(&name.strip_prefix('^').unwrap_or(name)) {
-                    return None;
+            match class_name(chars) {
+                Some(name) if NAMED.contains(&name.strip_prefix('^').unwrap_or(&name)) => {
+                    chars.nth(name.len() + 2);
+                    out.push_str(&format!("[:{name}:]"));
+                    continue;
                 }
-                chars.nth(name.len() + 2);
-                out.push_str(&format!("[:{name}:]"));
-                continue;
+                Some(_) => return None,
+                // Then no later one does.
+                None => *names = false,
             }
         }
         let low = item(c, chars)?;
@@ -142,6 +147,19 @@ fn class(chars: &mut std::iter::Peekable<std::str::Chars<'_>>, out: &mut String)
     Some(())
 }
 
+/// What stands between `[:` and `:]`.
+fn class_name(chars: &Chars<'_>) -> Option<String> {
+    let mut ahead = chars.clone();
+    ahead.next();
+    let mut name = String::new();
+    loop {
+        match ahead.next()? {
+            ':' if ahead.peek() == Some(&']') => return Some(name),
+            c => name.push(c),
+        }
+    }
+}
+
 /// The classes that have a name.
 const NAMED: [&str; 14] = [
     "alnum", "alpha", "ascii", "blank", "cntrl", "digit", "graph", "lower", "print", "punct", "space",
@@ -154,7 +172,7 @@ fn is_set(item: &str) -> bool {
 }
 
 /// One character or set of a class, of which `c` is the first character.
-fn item(c: char, chars: &mut std::iter::Peekable<std::str::Chars<'_>>) -> Option<String> {
+fn item(c: char, chars: &mut Chars<'_>) -> Option<String> {
     if c == '\\' { escaped(chars.next()?, true) } else { Some(literal(c)) }
 }
 
