@@ -3,7 +3,18 @@
 //! [`gateway`] is the one question upwards: what a frontend may ask of the
 //! daemon. The client's own frontend, a frontend in a container and the
 //! Dockerfile frontend in this crate are its three users.
+//!
+//! | module | owns |
+//! | --- | --- |
+//! | [`gateway`] | the trait, results, sources |
+//! | [`dockerfile`] | the language: parser, instructions, lint |
+//! | [`dockerui`] | Docker's options, contexts, results of several platforms |
+//! | [`convert`] | instructions to LLB and image configuration; the frontend itself |
 
-pub mod gateway;
-
+pub mod convert;
 pub mod dockerfile;
+pub mod dockerui;
+pub mod gateway;
+mod gitref;
+
+pub use convert::build;

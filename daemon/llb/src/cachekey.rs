@@ -13,7 +13,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use base::{Digest, Platform, gojson};
+use base::{Digest, Platform, gojson, gopath};
 use proto::pb;
 use proto::pb::file_action::Action;
 use serde::Serialize;
@@ -199,7 +199,7 @@ pub fn exec_inputs(op: &pb::ExecOp, inputs: usize) -> Result<Vec<Dependency>, Er
                 mount.input, mount.dest
             )));
         };
-        let selector = join_root(&mount.selector);
+        let selector = gopath::join(["/", mount.selector.as_str()]);
         // What a writable, selected part of an input becomes may depend on the
         // rest of the input, which its content key would not cover.
         let safe = mount.output == attr::NONE || mount.readonly || selector == "/";
@@ -228,19 +228,6 @@ fn exec_content(selectors: Vec<String>) -> Vec<Selector> {
         return Vec::new();
     }
     paths.into_iter().map(|path| Selector { path, follow_links: true, ..Selector::default() }).collect()
-}
-
-/// `path.Join("/", path)`.
-fn join_root(path: &str) -> String {
-    let mut parts: Vec<&str> = Vec::new();
-    for part in path.split('/') {
-        match part {
-            "" | "." => {}
-            ".." => _ = parts.pop(),
-            part => parts.push(part),
-        }
-    }
-    format!("/{}", parts.join("/"))
 }
 
 /// The paths that are not inside another of them, sorted.
@@ -302,7 +289,7 @@ pub fn file(op: &pb::FileOp, inputs: usize) -> Result<CacheMap, Error> {
                         exclude_patterns: a.exclude_patterns.clone(),
                         required_paths: a.required_paths.clone(),
                     });
-                    a.src = base_name(&a.src);
+                    a.src = gopath::base(&a.src).to_owned();
                     gojson::to_vec(&Json(&a))
                 } else {
                     gojson::to_vec(&Json(a))
@@ -410,18 +397,6 @@ fn has_wildcards(path: &str) -> bool {
         }
     }
     false
-}
-
-/// `path.Base`.
-fn base_name(path: &str) -> String {
-    if path.is_empty() {
-        return ".".to_owned();
-    }
-    let trimmed = path.trim_end_matches('/');
-    match trimmed.rsplit('/').next() {
-        None | Some("") => "/".to_owned(),
-        Some(name) => name.to_owned(),
-    }
 }
 
 macro_rules! simple {

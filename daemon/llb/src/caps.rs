@@ -315,6 +315,11 @@ impl CapSet {
         Self { known, announced: Some(caps) }
     }
 
+    /// All of them, as they are announced.
+    pub fn list(&self) -> Vec<ApiCap> {
+        self.announced.clone().unwrap_or_else(|| announce(self.known))
+    }
+
     /// Whether the other side has it.
     pub fn has(&self, id: &str) -> bool {
         self.supports(id).is_ok()

@@ -1,5 +1,6 @@
 //! Definitions for people: one JSON object per operation, or a picture.
 
+use std::collections::BTreeMap;
 use std::io;
 
 use base::Digest;
@@ -57,6 +58,26 @@ pub fn json(definition: &pb::Definition, out: &mut impl io::Write) -> Result<(),
         out.write_all(&bytes)?;
     }
     Ok(())
+}
+
+/// The whole definition as one indented JSON document: operations in the
+/// canonical JSON of protobuf, metadata in that of Go.
+///
+/// # Errors
+/// When it cannot be decoded.
+pub fn document(definition: &pb::Definition) -> Result<Vec<u8>, Error> {
+    #[derive(Serialize)]
+    struct Document<'a> {
+        def: BTreeMap<String, crate::protojson::Value>,
+        metadata: BTreeMap<&'a str, Json<'a, pb::OpMetadata>>,
+        source: Option<crate::protojson::Value>,
+    }
+    let entries = entries(definition)?;
+    let def = entries.iter().map(|e| (e.digest.as_str().to_owned(), crate::protojson::op(&e.op))).collect();
+    let metadata = definition.metadata.iter().map(|(k, v)| (k.as_str(), Json(v))).collect();
+    let source = definition.source.as_ref().map(crate::protojson::source);
+    let document = Document { def, metadata, source };
+    gojson::to_vec_indent(&document).map_err(|e| Error::invalid(format!("write a definition: {e}")))
 }
 
 /// A picture in the language of Graphviz.

@@ -9,12 +9,12 @@ pub mod build;
 pub mod cachekey;
 pub mod caps;
 pub mod dump;
-pub mod gopath;
 pub mod graph;
 pub mod reference;
 
 mod error;
 mod json;
+mod protojson;
 
 pub use error::Error;
 pub use graph::{Edge, Graph, Vertex};

@@ -6,7 +6,9 @@ use proto::pb::file_action::Action;
 use super::marshal::Written;
 use super::node::Output;
 use super::state::State;
-use crate::{Error, attr, gopath};
+use base::gopath;
+
+use crate::{Error, attr};
 
 /// A change to files. Relative paths are relative to the state's directory.
 #[derive(Debug, Clone)]
@@ -311,14 +313,14 @@ impl FileNode {
 fn source_path(copy: &Copy) -> String {
     let path = gopath::clean(&copy.src);
     let dir = if gopath::is_abs(&path) { "/" } else { copy.from.get_dir() };
-    gopath::join(&[dir, &path])
+    gopath::join([dir, path.as_str()])
 }
 
 /// An absolute path; what tells a directory from a file at its end is kept.
 fn normalize(parent: &str, path: &str, keep_slash: bool) -> String {
     let mut clean = gopath::clean(path);
     if !gopath::is_abs(&clean) {
-        clean = gopath::join(&["/", parent, &clean]);
+        clean = gopath::join(["/", parent, clean.as_str()]);
     }
     if keep_slash {
         if path.ends_with('/') && !clean.ends_with('/') {

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use base::{Digest, gojson};
+use base::{Digest, gojson, gopath};
 
 use super::giturl::{Problem, Remote};
 use super::node::{Node, NodeKind, Options, Output};
 use super::state::State;
 use crate::reference::Reference;
-use crate::{Error, attr, caps, gopath};
+use crate::{Error, attr, caps};
 
 type Attrs = BTreeMap<String, String>;
 
@@ -314,7 +314,7 @@ impl Git {
             Err(_) => url.clone(),
             Ok(remote) => {
                 url.clone_from(&remote.url);
-                let mut id = format!("{}{}", remote.host, gopath::join(&["/", &remote.path]));
+                let mut id = format!("{}{}", remote.host, gopath::join(["/", remote.path.as_str()]));
                 if !self.reference.is_empty() || !self.subdir.is_empty() {
                     id.push('#');
                     id.push_str(&self.reference);

@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
-use base::Platform;
+use base::{Platform, gopath};
 use proto::pb;
 use serde::Deserialize;
 
 use super::exec::{Exec, Run};
 use super::file::{FileAction, FileNode};
 use super::node::{Later, Node, NodeKind, Options, Output};
-use crate::{Error, caps, gopath};
+use crate::{Error, caps};
 
 /// A tree of files to be. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -44,6 +44,11 @@ impl EnvList {
     pub fn set(&mut self, key: &str, value: impl Into<String>) {
         self.0.retain(|(k, _)| k != key);
         self.0.push((key.to_owned(), value.into()));
+    }
+
+    /// Takes a variable away.
+    pub fn unset(&mut self, key: &str) {
+        self.0.retain(|(k, _)| k != key);
     }
 
     /// The value of a variable.
@@ -138,7 +143,7 @@ impl State {
             c.dir = if gopath::is_abs(dir) {
                 dir.to_owned()
             } else {
-                gopath::join(&[if c.dir.is_empty() { "/" } else { &c.dir }, dir])
+                gopath::join([if c.dir.is_empty() { "/" } else { c.dir.as_str() }, dir])
             };
         })
     }
