@@ -194,7 +194,7 @@ impl fmt::Display for Url {
             f.write_str(&self.opaque)?;
         } else {
             let has_host = !self.host.is_empty() || self.user.is_some();
-            if (!self.scheme.is_empty() || has_host) && (!self.omit_host || has_host) {
+            if has_host || (!self.scheme.is_empty() && !self.omit_host) {
                 if has_host || !self.path.is_empty() {
                     f.write_str("//")?;
                 }

@@ -32,3 +32,6 @@ pub mod suggest;
 mod text;
 
 pub use error::{Error, Lines, Problem};
+
+#[cfg(test)]
+mod hostile;

@@ -54,24 +54,29 @@ pub fn suggest<'a>(
     Suggestion(search(given, options, case_sensitive).filter(|s| !s.is_empty()))
 }
 
-/// Levenshtein distance, or `limit` when it is not below that.
+/// Levenshtein distance, or `limit` when it is not below that. Takes time for
+/// `limit` times the length: names may be long.
 fn distance(a: &str, b: &str, limit: usize) -> usize {
     let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
     if a.len().abs_diff(b.len()) >= limit {
         return limit;
     }
-    let mut row: Vec<usize> = (0..=b.len()).collect();
+    // Further from the diagonal than this, it is too much already.
+    let near = |i: usize| i.saturating_sub(limit)..(i + limit + 1).min(b.len() + 1);
+    let mut row: Vec<usize> = (0..=b.len()).map(|j| j.min(limit)).collect();
     for (i, x) in a.iter().enumerate() {
-        let mut diagonal = i;
-        let mut left = i + 1;
-        for (cell, y) in row.iter_mut().skip(1).zip(&b) {
-            let here = (diagonal + usize::from(x != y)).min(left + 1).min(*cell + 1);
+        let band = near(i + 1);
+        let mut diagonal =
+            if band.start == 0 { i } else { row.get(band.start - 1).copied().unwrap_or(limit) };
+        let mut left = limit;
+        for j in band {
+            let Some(cell) = row.get_mut(j) else { break };
+            let same = j.checked_sub(1).and_then(|before| b.get(before)) == Some(x);
+            let here =
+                if j == 0 { i + 1 } else { (diagonal + usize::from(!same)).min(left + 1).min(*cell + 1) };
             diagonal = *cell;
-            *cell = here;
+            *cell = here.min(limit);
             left = here;
-        }
-        if let Some(first) = row.first_mut() {
-            *first = i + 1;
         }
     }
     row.last().copied().unwrap_or(limit).min(limit)
@@ -82,6 +87,23 @@ mod tests {
     use super::*;
 
     #[test]
+    fn measures() {
+        for (a, b, want) in [
+            ("", "", 0),
+            ("", "ab", 2),
+            ("abc", "abc", 0),
+            ("abc", "acb", 2),
+            ("kitten", "sitting", 3),
+            ("abcdef", "bcdefg", 2),
+            ("flaw", "lawn", 2),
+            ("abcd", "badc", 3),
+            ("xabcx", "abc", 2),
+        ] {
+            assert_eq!((distance(a, b, 3), distance(b, a, 3)), (want, want), "{a} {b}");
+        }
+    }
+
+    #[test]
     fn finds_the_nearest() {
         assert_eq!(search("FORM", ["ADD", "FROM"], false).as_deref(), Some("FROM"));
         assert_eq!(search("Form", ["FROM"], false).as_deref(), Some("from"));
@@ -90,6 +112,8 @@ mod tests {
         assert_eq!(search("xyz", ["from"], true), None);
         assert_eq!(search("ab", ["abcd"], true).as_deref(), Some("abcd"));
         assert_eq!(search("ab", ["abcde"], true), None);
+        let long = "a".repeat(100_000);
+        assert_eq!(search(&long, [format!("{long}b").as_str()], true), Some(format!("{long}b")));
         assert_eq!(suggest("platfrom", ["platform"], true).to_string(), " (did you mean platform?)");
         assert_eq!(suggest("q", ["platform"], true).to_string(), "");
     }

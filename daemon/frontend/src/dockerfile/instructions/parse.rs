@@ -1,5 +1,6 @@
 //! From words to instructions.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use base::gotext::{parse_duration, parse_int};
@@ -383,14 +384,15 @@ fn sources(node: &Node, mut args: Vec<String>, keyword: &'static str) -> Result<
         return Err(Problem::HeredocDestination(keyword));
     }
     let mut sources = Sources { dest, ..Sources::default() };
+    // Of several with one name the last counts.
+    let contents: HashMap<_, _> =
+        node.heredocs.iter().map(|d| (d.name.as_str(), d.content.as_slice())).collect();
     for arg in args {
         let Some(doc) = heredoc(&arg) else {
             sources.paths.push(arg);
             continue;
         };
-        // Of several with one name the last counts.
-        let content = node.heredocs.iter().rev().find(|d| d.name == doc.name).map(|d| d.content.as_slice());
-        let content = content.unwrap_or_default();
+        let content = contents.get(doc.name.as_str()).copied().unwrap_or_default();
         sources.contents.push(SourceContent {
             data: if doc.chomp { chomp(content) } else { content.to_vec() },
             path: doc.name,

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::iter::Peekable;
 use std::str::Chars;
 
-use super::{Env, Error, Expanded, Lex, Reason, pattern};
+use super::{Env, Error, Expanded, Lex, MAX_LENGTH, Reason, pattern};
 
 /// `${` inside each other.
 const MAX_DEPTH: usize = 200;
@@ -97,6 +97,9 @@ impl Word<'_> {
                 _ => None,
             };
             if let Some(text) = special {
+                if result.len().saturating_add(text.len()) > MAX_LENGTH {
+                    return Err(Reason::TooLong);
+                }
                 result.push_str(&text);
                 if c == '$' {
                     text.chars().for_each(|c| split.char(&mut self.buffer, c));
@@ -157,6 +160,9 @@ impl Word<'_> {
                 Some('"') => break,
                 Some('$') => {
                     let value = self.dollar()?;
+                    if result.len().saturating_add(value.len()) > MAX_LENGTH {
+                        return Err(Reason::TooLong);
+                    }
                     result.push_str(&value);
                     continue;
                 }
@@ -252,7 +258,7 @@ impl Word<'_> {
         }
         let word = match self.until(Some('}'), trims) {
             Ok((word, _)) => word,
-            Err(deep @ Reason::TooDeep(_)) => return Err(deep),
+            Err(limit @ (Reason::TooDeep(_) | Reason::TooLong)) => return Err(limit),
             Err(_) if self.chars.peek().is_none() => return Err(Reason::MissingBrace),
             Err(other) => return Err(other),
         };
@@ -292,7 +298,7 @@ impl Word<'_> {
         let all = self.chars.next_if_eq(&'/').is_some();
         let mut part = |stop: char, missing: Reason| match self.until(Some(stop), true) {
             Ok((part, _)) => Ok(part),
-            Err(deep @ Reason::TooDeep(_)) => Err(deep),
+            Err(limit @ (Reason::TooDeep(_) | Reason::TooLong)) => Err(limit),
             Err(_) if self.chars.peek().is_none() => Err(missing),
             Err(other) => Err(other),
         };

@@ -100,7 +100,14 @@ pub enum Reason {
     /// More `${` inside each other than anybody means.
     #[error("substitutions are nested more than {0} deep")]
     TooDeep(usize),
+    /// The result would be longer than any build can use.
+    #[error("expansion is longer than {MAX_LENGTH} bytes")]
+    TooLong,
 }
+
+/// The bytes of the longest expansion: no larger message can be sent. Lines
+/// such as `ENV A=$A$A` would otherwise double their way through all memory.
+pub const MAX_LENGTH: usize = 16 << 20;
 
 impl Lex {
     /// Reads words with this escape character, `\` or `` ` ``.
@@ -141,7 +148,7 @@ impl Env for NoEnv {
 }
 
 /// `NAME=value` pairs; of equal names the last counts.
-impl Env for [(String, String)] {
+impl Env for Vec<(String, String)> {
     fn get(&self, name: &str) -> Option<Cow<'_, str>> {
         self.iter().rev().find(|(n, _)| n == name).map(|(_, v)| v.as_str().into())
     }
@@ -150,3 +157,6 @@ impl Env for [(String, String)] {
         self.iter().map(|(n, _)| n.as_str()).collect()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,7 +2,7 @@
 
 use regex::Regex;
 
-use super::Reason;
+use super::{MAX_LENGTH, Reason};
 
 /// Removes what `pattern` matches from the front of `value`: the longest match
 /// when `greedy`, else the shortest.
@@ -29,7 +29,12 @@ pub(super) fn trim_suffix(pattern: &str, value: &str, greedy: bool) -> Result<St
 pub(super) fn replace(pattern: &str, value: &str, replacement: &str, all: bool) -> Result<String, Reason> {
     let regex = compile(pattern, true, false)?;
     if all {
-        return Ok(regex.replace_all(value, regex::NoExpand(&without_groups(replacement))).into_owned());
+        let replacement = without_groups(replacement);
+        let added = regex.find_iter(value).count().saturating_mul(replacement.len());
+        if value.len().saturating_add(added) > MAX_LENGTH {
+            return Err(Reason::TooLong);
+        }
+        return Ok(regex.replace_all(value, regex::NoExpand(&replacement)).into_owned());
     }
     Ok(match regex.find(value) {
         Some(found) => format!("{}{replacement}{}", &value[..found.start()], &value[found.end()..]),
