@@ -96,11 +96,9 @@ impl Daemon {
         }
         std::fs::write(self.path("buildkitd.toml"), text)?;
         let ipam = json!({
-            "type": "host-local", "ranges": [[{"subnet": self.subnet}]],
-            "routes": [{"dst": "0.0.0.0/0"}], "dataDir": self.path("ipam"),
+            "type": "host-local", "ranges": [[{"subnet": self.subnet}]],  "dataDir": self.path("ipam"),
         });
         let plugins = json!([
-            {"type": "loopback"},
             {"type": "bridge", "bridge": self.bridge, "isDefaultGateway": true, "ipam": ipam},
         ]);
         let network = json!({"cniVersion": "1.0.0", "name": self.bridge, "plugins": plugins});

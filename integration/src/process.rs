@@ -230,7 +230,8 @@ impl Service {
         let child = &mut self.child.0;
         let ended = wait_for("end", patience, || child.try_wait().ok().flatten());
         match ended {
-            Ok(status) if status.success() => Ok(()),
+            // Being told to end is reported as an error by some.
+            Ok(status) if matches!(status.code(), Some(0 | 1)) => Ok(()),
             Ok(status) => bail!("{} ended with {status}:\n{}", self.name, tail(&self.log())),
             Err(_) => {
                 self.kill();
