@@ -86,8 +86,12 @@ impl Daemon {
             }
             std::thread::sleep(Duration::from_micros(200));
         }
-        let mut client = self.runtime.block_on(connect(socket))?;
-        self.runtime.block_on(client.info(InfoRequest::default()))?;
+        let answered = self.runtime.block_on(async {
+            let mut client = connect(socket).await?;
+            client.info(InfoRequest::default()).await?;
+            anyhow::Ok(client)
+        });
+        let client = answered.with_context(|| format!("does not answer:\n{}", self.log()))?;
         let taken = begun.elapsed();
         self.client = Some(client);
         Ok(taken)
@@ -186,8 +190,7 @@ fn config(net: Net, dir: &Path, registry: &str) -> String {
 
 fn network(bridge: &str, subnet: &str, dir: &Path) -> String {
     let ipam = json!({
-        "type": "host-local", "ranges": [[{"subnet": subnet}]],
-        "routes": [{"dst": "0.0.0.0/0"}], "dataDir": dir.join("ipam"),
+        "type": "host-local", "ranges": [[{"subnet": subnet}]], "dataDir": dir.join("ipam"),
     });
     let plugins = json!([
         {"type": "loopback"},
