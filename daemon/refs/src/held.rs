@@ -341,13 +341,13 @@ impl Drop for Mount {
             _ = std::fs::remove_dir(&self.path);
             return;
         };
-        // Unmounting may write everything out first.
-        let (path, held) = (self.path.clone(), self.held.clone());
+        // Unmounting may write everything out first. The ref is let go at once:
+        // nobody looks at the mount any more, so its files may go away.
+        let path = self.path.clone();
         self.held.refs.later(move || {
             if let Err(e) = end(Some(mounted), &path) {
                 tracing::warn!(error = %e, "leaving a mount behind");
             }
-            drop(held);
         });
     }
 }

@@ -117,6 +117,16 @@ impl Refs {
         ids.iter().filter(|id| state.entries.get(*id).is_some_and(|e| !e.dying)).cloned().collect()
     }
 
+    /// Writes down what is not yet, and waits until what goes on in the
+    /// background is done: what was dropped is unmounted and deleted.
+    ///
+    /// # Errors
+    /// When the database refuses.
+    pub async fn close(&self) -> Result<(), Failure> {
+        self.inner.options.scope.close().await;
+        self.flush().await
+    }
+
     /// Writes down when refs were last used. Otherwise it is with the next change.
     ///
     /// # Errors

@@ -169,7 +169,7 @@ impl Refs {
             keep = allowed(policy, total, self.store().disk()?.free);
         }
         loop {
-            if keep.is_some_and(|keep| i64::try_from(total).unwrap_or(i64::MAX) < keep) {
+            if keep.is_some_and(|keep| i64::try_from(total).unwrap_or(i64::MAX) <= keep) {
                 return Ok(());
             }
             let (inner, policy, filters) = (self.inner.clone(), policy.clone(), filters.clone());

@@ -34,7 +34,7 @@ impl<W: Write> Writer<W> {
         let (records, ustar) = formats(header)?;
         if ustar {
             let (prefix, name) = split_path(&header.name).unwrap_or((b"", &header.name));
-            let mut block = template(header, name, |b, s| put_text(b, s));
+            let mut block = template(header, name, put_text);
             put_text(&mut block[field::PREFIX], prefix);
             self.block(&mut block)?;
         } else {

@@ -69,7 +69,7 @@ fn what_nobody_holds_is_collected() {
     assert!(blobs.info(&loose).unwrap().is_none());
     assert!(matches!(blobs.open_blob(&loose), Err(Error::NoBlob { .. })));
     assert!(blobs.info(&held).unwrap().is_some());
-    assert_eq!(store.db().read(|tx| blobs.held_by(tx, "somebody")).unwrap(), [held.clone()]);
+    assert_eq!(store.db().read(|tx| blobs.held_by(tx, "somebody")).unwrap(), std::slice::from_ref(&held));
 
     drop(pinned);
     store.db().write(|tx| blobs.release(tx, "somebody")).unwrap();
