@@ -82,6 +82,33 @@ impl Namespace for HostNetwork {
     }
 }
 
+/// Every run gets what the daemon's networks give.
+#[async_trait]
+impl Network for cni::Networks {
+    async fn new_namespace(&self, hostname: &str) -> Result<Box<dyn Namespace>, Failure> {
+        Ok(Box::new(self.namespace(hostname).await?))
+    }
+}
+
+#[async_trait]
+impl Namespace for cni::Namespace {
+    fn attachment(&self) -> Attachment {
+        match self.path() {
+            Some(path) => Attachment::Path(path.to_owned()),
+            None if self.is_host() => Attachment::Host,
+            None => Attachment::Isolated,
+        }
+    }
+
+    fn resolv_conf(&self) -> ResolvConf {
+        cni::Namespace::resolv_conf(self).clone()
+    }
+
+    async fn release(self: Box<Self>) -> Result<(), Failure> {
+        cni::Namespace::release(*self).await
+    }
+}
+
 /// The network of a process that asked for none.
 pub(crate) struct NoNetwork(pub cni::dns::Overrides);
 

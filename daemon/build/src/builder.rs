@@ -1,0 +1,394 @@
+//! Runs builds.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use base::progress::{Event, Sink, Vertex};
+use base::task::Scope;
+use base::{Digest, Failure, Kind, Timestamp};
+use export::Exporter;
+use frontend::gateway::{FrontendResult, Gateway as _, Options, Solve};
+use ops::{BuildValues, Entitlement, Output, Results, Worker};
+use parking_lot::Mutex;
+use solver::{KeyIndex, ResultStore as _, Solver};
+use tokio::sync::watch;
+
+use crate::bridge::Bridge;
+use crate::{Error, ExporterSpec, Follower, History, Record, Recorder, Request};
+
+/// What is said about this daemon's one worker.
+#[derive(Debug, Clone, Default)]
+pub struct WorkerInfo {
+    /// Its name, the same for as long as its root directory lives.
+    pub id: String,
+    /// For people and clients that look for something.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// What a builder needs.
+pub struct Deps {
+    /// What operations share.
+    pub worker: Arc<Worker>,
+    /// Decides what runs.
+    pub solver: Solver<Output>,
+    /// The solver's memory.
+    pub keys: Arc<dyn KeyIndex>,
+    /// What exporters share.
+    pub exporters: export::Deps,
+    /// What builds may be allowed to do beyond the sandbox.
+    pub allowed: BTreeSet<Entitlement>,
+    /// The names of enabled frontends.
+    pub frontends: Vec<String>,
+    /// What is said about the worker.
+    pub info: WorkerInfo,
+    /// Builds that ended.
+    pub history: History,
+    /// Turns progress into the bytes that the history keeps.
+    pub encode: fn(Vec<Event>) -> Vec<u8>,
+    /// Owns every build.
+    pub scope: Scope,
+}
+
+/// Runs builds. One per daemon.
+pub struct Builder {
+    deps: Deps,
+    builds: Mutex<HashMap<String, Build>>,
+    /// Told whenever a build begins.
+    begun: watch::Sender<()>,
+    /// Told whenever a build has ended.
+    ended: watch::Sender<()>,
+    draining: AtomicBool,
+}
+
+/// A build that runs, or ended a moment ago.
+#[derive(Clone)]
+struct Build {
+    recorder: Recorder,
+    /// While it runs and the client is its own frontend.
+    bridge: Option<Bridge>,
+    running: bool,
+}
+
+/// How long a client may ask for a build before it has begun.
+const PATIENCE: Duration = Duration::from_secs(6);
+/// How long progress of a build that ended can be read without the history.
+const AFTERGLOW: Duration = Duration::from_secs(10);
+
+impl Builder {
+    /// A builder.
+    pub fn new(deps: Deps) -> Arc<Self> {
+        let (begun, ended) = (watch::Sender::new(()), watch::Sender::new(()));
+        Arc::new(Self { deps, builds: Mutex::default(), begun, ended, draining: AtomicBool::new(false) })
+    }
+
+    /// What builds share.
+    pub fn worker(&self) -> &Arc<Worker> {
+        &self.deps.worker
+    }
+
+    /// What is said about the worker.
+    pub fn info(&self) -> &WorkerInfo {
+        &self.deps.info
+    }
+
+    /// Builds that ended.
+    pub fn history(&self) -> &History {
+        &self.deps.history
+    }
+
+    /// The daemon's scope.
+    pub fn scope(&self) -> &Scope {
+        &self.deps.scope
+    }
+
+    /// How many builds run.
+    pub fn running(&self) -> usize {
+        self.builds.lock().values().filter(|b| b.running).count()
+    }
+
+    /// Forgets the keys of results that were pruned.
+    ///
+    /// # Errors
+    /// Those of the index.
+    pub fn forget_pruned(&self) -> Result<(), Failure> {
+        let results = Results::new(self.worker().refs.clone(), self.worker().images.clone());
+        let forgotten = solver::sweep(&*self.deps.keys, |id| results.exists(id))?;
+        tracing::debug!(forgotten, "keys without results");
+        Ok(())
+    }
+
+    /// Changes whenever a build has ended.
+    pub fn ended(&self) -> watch::Receiver<()> {
+        self.ended.subscribe()
+    }
+
+    /// Waits until no build runs.
+    pub async fn idle(&self) {
+        let mut ended = self.ended();
+        while self.running() > 0 && ended.changed().await.is_ok() {}
+    }
+
+    /// Refuses builds from now on, with an error that says to try again.
+    pub fn drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// The gateway of a build whose client is its own frontend. Waits a moment
+    /// for a build that has not begun.
+    ///
+    /// # Errors
+    /// When there is no such build.
+    pub async fn bridge(&self, id: &str) -> Result<Bridge, Failure> {
+        self.wait(id, |build| build.bridge.clone()).await
+    }
+
+    /// The progress of a build, from its beginning. Waits a moment for a build
+    /// that has not begun.
+    ///
+    /// # Errors
+    /// When there is no such build, or it ended long ago: see the history.
+    pub async fn progress(&self, id: &str) -> Result<Follower, Failure> {
+        self.wait(id, |build| Some(build.recorder.follow())).await
+    }
+
+    async fn wait<T>(&self, id: &str, pick: impl Fn(&Build) -> Option<T>) -> Result<T, Failure> {
+        let mut begun = self.begun.subscribe();
+        let find = async {
+            loop {
+                if let Some(found) = self.builds.lock().get(id).and_then(&pick) {
+                    return Ok(found);
+                }
+                if begun.changed().await.is_err() {
+                    return Err(Failure::canceled("shutting down"));
+                }
+            }
+        };
+        match tokio::time::timeout(PATIENCE, find).await {
+            Ok(found) => found,
+            Err(_) => Err(Error::UnknownJob(id.to_owned()).into()),
+        }
+    }
+
+    /// Runs a build and answers with what its exporters say. Cancelling `scope`
+    /// cancels it with the same cause.
+    ///
+    /// # Errors
+    /// Whatever went wrong first.
+    pub async fn build(
+        self: &Arc<Self>,
+        request: Request,
+        scope: &Scope,
+    ) -> Result<BTreeMap<String, String>, Failure> {
+        if self.draining.load(Ordering::Relaxed) {
+            return Err(Error::ShuttingDown.into());
+        }
+        let values = Arc::new(self.check(&request)?);
+        let exporters = self.exporters(&request.exporters)?;
+
+        let recorder = Recorder::default();
+        let job = self.deps.solver.job(&request.id, recorder.sink(), values.clone())?;
+        let options = self.options(&request);
+        let bridge = Bridge::new(
+            self.deps.worker.clone(),
+            job,
+            values,
+            recorder.sink(),
+            self.deps.frontends.clone(),
+            options,
+            request.inputs.clone(),
+        );
+        let own_frontend = request.frontend.is_empty() && request.definition.is_none();
+        let build = Build {
+            recorder: recorder.clone(),
+            bridge: own_frontend.then(|| bridge.clone()),
+            running: true,
+        };
+        self.builds.lock().insert(request.id.clone(), build);
+        self.begun.send_replace(());
+        let mut record = Record::begin(&request.id, &request.frontend, &request.attrs, &request.exporters);
+        if !request.internal {
+            self.deps.history.start(record.clone());
+        }
+
+        let sink = recorder.sink();
+        let work = self.work(&request, &bridge, &sink, exporters, scope);
+        let outcome = scope.run(work).await;
+
+        let cause = match &outcome {
+            Ok(_) => Failure::canceled("the build has ended"),
+            Err(e) => e.clone(),
+        };
+        bridge.leave(cause).await;
+        recorder.close();
+        record.completed = Some(Timestamp::now());
+        record.count(recorder.counts());
+        let (outcome, pins) = match outcome {
+            Ok(done) => {
+                record.results = done.results;
+                record.response = done.response.clone();
+                (Ok(done.response), done.pins)
+            }
+            Err(e) => (Err(e), Vec::new()),
+        };
+        if let Err(e) = &outcome {
+            record.error = Some((e.kind() as i32, e.to_string()));
+        }
+        self.end(record, &recorder, request.internal).await;
+        drop(pins);
+        outcome
+    }
+
+    /// What the request may do, if it may be done at all.
+    fn check(&self, request: &Request) -> Result<BuildValues, Failure> {
+        if request.id.is_empty() {
+            return Err(Error::NoRef.into());
+        }
+        if let Some(cache) = request.cache_exports.first() {
+            let kind = cache.kind.clone();
+            return Err(Error::UnknownCache { direction: "exporter", kind }.into());
+        }
+        let mut entitlements = BTreeSet::new();
+        for text in &request.entitlements {
+            let entitlement: Entitlement = text.parse()?;
+            if !self.deps.allowed.contains(&entitlement) {
+                return Err(Error::Entitlement(entitlement).into());
+            }
+            entitlements.insert(entitlement);
+        }
+        Ok(BuildValues { session: request.session.clone(), entitlements })
+    }
+
+    fn exporters(&self, specs: &[ExporterSpec]) -> Result<Vec<Box<dyn Exporter>>, Failure> {
+        let resolve = |(id, spec): (i64, &ExporterSpec)| {
+            Ok(export::resolve(&spec.kind, id, spec.attrs.clone(), self.deps.exporters.clone())?)
+        };
+        (0..).zip(specs).map(resolve).collect()
+    }
+
+    fn options(&self, request: &Request) -> Options {
+        crate::capabilities::options(&self.deps, &request.session, request.attrs.clone())
+    }
+
+    async fn work(
+        &self,
+        request: &Request,
+        bridge: &Bridge,
+        sink: &Sink,
+        exporters: Vec<Box<dyn Exporter>>,
+        scope: &Scope,
+    ) -> Result<Done, Failure> {
+        let result = match (&request.definition, request.frontend.as_str()) {
+            (None, "") => bridge.finished().await?,
+            (Some(definition), "") => bridge.solve(Solve::definition(definition.clone())).await?,
+            (_, name) => {
+                let solve = Solve::frontend(name, request.attrs.clone(), request.inputs.clone());
+                bridge.solve(solve).await?
+            }
+        };
+        let source = bridge.resolve(&result).await?;
+        let mut done = Done { response: frontend_response(&result), ..Done::default() };
+        let access = self.deps.worker.images.access(std::slice::from_ref(&request.session));
+        let (source, access) = (&source, &access);
+        let work = exporters.iter().map(|exporter| async move {
+            let digest = Digest::of(format!("{}-export-{}", request.session, exporter.id()));
+            let cx = export::Context {
+                session: request.session.clone(),
+                build: request.id.clone(),
+                access: access.clone(),
+                inline_cache: None,
+                compatibility: export::CURRENT_COMPATIBILITY,
+                progress: sink.vertex(digest.clone()),
+                scope: scope.clone(),
+            };
+            step(sink, digest, exporter.name(), async {
+                let mut exported = exporter.export(source, &cx).await?;
+                if let Some(finalize) = exported.finalize.take() {
+                    finalize.await?;
+                }
+                Ok((exporter.id(), exported))
+            })
+            .await
+        });
+        for (id, exported) in futures_util::future::try_join_all(work).await? {
+            done.response.extend(exported.response);
+            done.results.extend(exported.descriptor.map(|d| (id, d)));
+            done.pins.extend(exported.pins);
+        }
+        Ok(done)
+    }
+
+    /// Keeps what is to be known of a build that ended.
+    async fn end(self: &Arc<Self>, record: Record, recorder: &Recorder, internal: bool) {
+        let id = record.id.clone();
+        if let Some(build) = self.builds.lock().get_mut(&id) {
+            build.bridge = None;
+            build.running = false;
+        }
+        self.ended.send_replace(());
+        if !internal {
+            let mut events = Vec::new();
+            let mut all = recorder.follow();
+            while let Some(batch) = all.next().await {
+                events.extend(batch);
+            }
+            if let Err(error) = self.deps.history.complete(record, (self.deps.encode)(events)).await {
+                tracing::error!(%error, id, "keep the history of a build");
+            }
+        }
+        let this = self.clone();
+        self.deps.scope.spawn(async move {
+            tokio::select! {
+                _ = this.deps.scope.cancelled() => {}
+                () = tokio::time::sleep(AFTERGLOW) => {}
+            }
+            let mut builds = this.builds.lock();
+            if builds.get(&id).is_some_and(|b| !b.running) {
+                builds.remove(&id);
+            }
+        });
+    }
+}
+
+/// What came out.
+#[derive(Default)]
+struct Done {
+    response: BTreeMap<String, String>,
+    results: BTreeMap<i64, base::Descriptor>,
+    /// Keeps the results' blobs until the history holds them.
+    pins: Vec<store::Pin>,
+}
+
+/// What of a frontend's metadata the client gets to see.
+fn frontend_response(result: &FrontendResult) -> BTreeMap<String, String> {
+    let ours = result.metadata.iter().filter(|(key, _)| key.starts_with("frontend."));
+    ours.map(|(key, value)| (key.clone(), String::from_utf8_lossy(value).into_owned())).collect()
+}
+
+/// Shows `work` to people as a step.
+pub(crate) async fn step<T>(
+    sink: &Sink,
+    digest: Digest,
+    name: String,
+    work: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
+    let mut vertex = Vertex {
+        digest,
+        inputs: Vec::new(),
+        name,
+        cached: false,
+        started: Some(Timestamp::now()),
+        completed: None,
+        error: String::new(),
+        group: None,
+    };
+    sink.send(Event::Vertex(vertex.clone()));
+    let outcome = work.await;
+    vertex.completed = Some(Timestamp::now());
+    if let Err(e) = &outcome {
+        vertex.error = if e.kind() == Kind::Canceled { "context canceled".to_owned() } else { e.to_string() };
+    }
+    sink.send(Event::Vertex(vertex));
+    outcome
+}

@@ -1,0 +1,24 @@
+//! One build, from request to answer.
+//!
+//! A [`Builder`] runs builds: it takes a [`Request`], gives the build a job in
+//! the solver and a [`Bridge`] through which its frontend asks for things, sends
+//! the results to the exporters, and keeps progress and history for whoever
+//! asks. A build belongs to a scope: who started it can go, and the build is
+//! cancelled with the reason.
+
+mod bridge;
+mod builder;
+mod capabilities;
+mod error;
+mod files;
+mod history;
+mod plan;
+mod progress;
+mod request;
+
+pub use bridge::{Bridge, Returned};
+pub use builder::{Builder, Deps, WorkerInfo};
+pub use error::Error;
+pub use history::{History, HistoryEvent, HistoryKind, HistoryLimits, Record};
+pub use progress::{Counts, Follower, Recorder};
+pub use request::{CacheEntry, ExporterSpec, Request};

@@ -1,0 +1,51 @@
+//! A definition that may be built, and the errors that point into its source.
+
+use std::sync::Arc;
+
+use base::{Detail, Failure};
+use ops::{Output, Worker};
+use proto::pb;
+use solver::{Edge, Graph, Job, Solved};
+use tokio::sync::OnceCell;
+
+/// A definition, planned. Built when somebody needs it, once.
+pub(crate) struct Plan {
+    llb: llb::Graph,
+    graph: Graph<Output>,
+    edge: Edge,
+    solved: OnceCell<Arc<Solved<Output>>>,
+}
+
+impl Plan {
+    /// Checks `definition`. `None` for an empty one: scratch.
+    pub(crate) fn new(worker: &Arc<Worker>, definition: &pb::Definition) -> Result<Option<Self>, Failure> {
+        if definition.def.is_empty() {
+            return Ok(None);
+        }
+        let llb = llb::Graph::load(definition)?;
+        let graph = ops::graph(worker, &llb)?;
+        let result = llb.result();
+        let vertex = llb.vertex(result).ok_or_else(|| Failure::invalid("invalid LLB: no result"))?;
+        let edge = Edge::new(vertex.digest.clone(), result.output);
+        Ok(Some(Self { llb, graph, edge, solved: OnceCell::new() }))
+    }
+
+    /// Builds it, unless that was done. An error tells where in the source the
+    /// vertex stands that failed.
+    pub(crate) async fn build(&self, job: &Job<Output>) -> Result<Arc<Solved<Output>>, Failure> {
+        let solved = self
+            .solved
+            .get_or_try_init(|| async { job.build(self.graph.clone(), self.edge.clone()).await.map(Arc::new) })
+            .await;
+        solved.cloned().map_err(|e| self.locate(e))
+    }
+
+    fn locate(&self, failure: Failure) -> Failure {
+        let vertex = failure.details().iter().find_map(|d| match d {
+            Detail::Vertex(digest) => Some(digest.clone()),
+            _ => None,
+        });
+        let excerpts = vertex.map(|digest| self.llb.excerpts(&digest)).unwrap_or_default();
+        excerpts.into_iter().fold(failure, |failure, excerpt| failure.with(Detail::Source(excerpt)))
+    }
+}

@@ -1,0 +1,167 @@
+//! Puts the daemon together: every part is made here, once, lowest first.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result, anyhow};
+use base::task::Scope;
+use base::{Failure, Platform};
+use build::{Builder, History, WorkerInfo};
+use ops::source::image::Images;
+use ops::{CacheMounts, Contents, Results, Worker};
+use refs::{PrunePolicy, Refs};
+use registry::Registries;
+use session::Sessions;
+use solver::Solver;
+use store::Store;
+use tokio::sync::Semaphore;
+
+use crate::network;
+use crate::settings::{Places, Settings};
+
+/// The parts that are used after everything is put together.
+pub(crate) struct Daemon {
+    pub(crate) builder: Arc<Builder>,
+    pub(crate) sessions: Sessions,
+    pub(crate) policies: Vec<PrunePolicy>,
+    pub(crate) network: network::Provider,
+    /// Held as long as the daemon runs: no second one on the same root.
+    pub(crate) lock: File,
+}
+
+fn failed(what: &'static str) -> impl FnOnce(Failure) -> anyhow::Error {
+    move |failure| match failure.hint() {
+        Some(hint) => anyhow!("{what}: {failure}; {hint}"),
+        None => anyhow!("{what}: {failure}"),
+    }
+}
+
+/// Makes the daemon. `scope` owns all its work.
+///
+/// # Errors
+/// The first part that cannot be made, and why.
+pub(crate) async fn daemon(settings: &Settings, scope: &Scope) -> Result<Daemon> {
+    let places = Places(&settings.root);
+    let lock = take_root(&settings.root)?;
+
+    let options = store::Options { snapshotter: settings.snapshotter, sync_blobs: false };
+    let root = settings.root.clone();
+    let store = base::task::blocking(move || Ok(Store::open(root, options)?)).await.map_err(failed("open the store"))?;
+    let refs = Refs::open(store.clone(), refs::Options { scope: scope.child(), ..refs::Options::default() }).await.map_err(failed("open the store"))?;
+
+    let network = network::Provider::new(settings, scope).await?;
+    let executor = exec::Executor::new(exec::Config {
+        runtimes: settings.runtime.clone().into_iter().collect(),
+        search_path: std::env::var("PATH").unwrap_or_default(),
+        state: places.executor(),
+        cgroup_parent: settings.cgroup_parent.clone(),
+        apparmor_profile: settings.apparmor_profile.clone(),
+        process_sandbox: settings.process_sandbox,
+        rootless: false,
+        oom_score_adj: None,
+        network: network.network(),
+        dns: settings.dns.clone(),
+    });
+    let executor = executor.await.map_err(failed("prepare to run containers"))?;
+
+    let scratch = places.scratch();
+    fs::create_dir_all(&scratch).with_context(|| format!("create {}", scratch.display()))?;
+    let sessions = Sessions::new(scope.child());
+    let images = Images::new(Registries::new(settings.registries.clone()), sessions.clone(), store.clone());
+    let images = Arc::new(images);
+    let platforms = match settings.platforms.as_slice() {
+        [] => vec![Platform::host()],
+        given => given.to_vec(),
+    };
+    let info = WorkerInfo { id: worker_id(&places.worker_id())?, labels: labels(settings, &store, &network) };
+    let worker = Arc::new(Worker {
+        refs: refs.clone(),
+        executor,
+        sessions: sessions.clone(),
+        images: images.clone(),
+        platforms,
+        parallelism: settings.parallelism.map(|n| Arc::new(Semaphore::new(n))),
+        contents: Contents::default(),
+        cache_mounts: CacheMounts::default(),
+        scratch,
+        log_limits: settings.log_limits,
+    });
+
+    let keys: Arc<dyn solver::KeyIndex> = Arc::new(keys::Keys::open(store.db().clone(), scope));
+    let results = Arc::new(Results::new(refs, images.clone()));
+    let solver = Solver::new(solver::Deps { keys: keys.clone(), results, scope: scope.clone() });
+    let policies = settings.policies.on(store.disk().map_or(0, |disk| disk.total));
+    let exporters = export::Deps {
+        store: store.clone(),
+        registries: images.registries().clone(),
+        sessions: sessions.clone(),
+    };
+    let builder = Builder::new(build::Deps {
+        worker,
+        solver,
+        keys,
+        exporters,
+        allowed: settings.entitlements.clone(),
+        frontends: settings.frontends.clone(),
+        info,
+        history: History::new(store, settings.history),
+        encode: control::encode_progress,
+        scope: scope.clone(),
+    });
+    builder.forget_pruned().map_err(failed("tidy the key index"))?;
+    Ok(Daemon { builder, sessions, policies, network, lock })
+}
+
+/// Makes the root directory and makes sure that this is the only daemon in it.
+fn take_root(root: &Path) -> Result<File> {
+    fs::create_dir_all(root).with_context(|| format!("create root {}", root.display()))?;
+    let path = Places(root).lock();
+    let lock = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .with_context(|| format!("open {}", path.display()))?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(fs::TryLockError::WouldBlock) => {
+            Err(anyhow!("could not lock {}, another instance running?", path.display()))
+        }
+        Err(fs::TryLockError::Error(e)) => Err(e).with_context(|| format!("lock {}", path.display())),
+    }
+}
+
+/// The name of this worker, made at the first start.
+fn worker_id(path: &Path) -> Result<String> {
+    match fs::read_to_string(path) {
+        Ok(id) if !id.trim().is_empty() => Ok(id.trim().to_owned()),
+        _ => {
+            let id = base::id::fresh();
+            fs::write(path, &id).with_context(|| format!("write {}", path.display()))?;
+            Ok(id)
+        }
+    }
+}
+
+fn labels(settings: &Settings, store: &Store, network: &network::Provider) -> BTreeMap<String, String> {
+    const PREFIX: &str = "org.mobyproject.buildkit.worker.";
+    let hostname = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let mode = if settings.process_sandbox { "sandbox" } else { "no-sandbox" };
+    let mut labels: BTreeMap<String, String> = [
+        ("executor", "oci"),
+        ("hostname", &hostname),
+        ("network", network.label()),
+        ("oci.process-mode", mode),
+        ("selinux.enabled", "false"),
+        ("snapshotter", store.snapshots().name()),
+    ]
+    .map(|(key, value)| (format!("{PREFIX}{key}"), value.to_owned()))
+    .into();
+    if let Some(profile) = &settings.apparmor_profile {
+        labels.insert(format!("{PREFIX}apparmor.profile"), profile.clone());
+    }
+    labels.extend(settings.labels.clone());
+    labels
+}

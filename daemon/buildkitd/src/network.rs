@@ -1,0 +1,70 @@
+//! The network of build steps, as configured.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use base::task::Scope;
+use cni::{Mode, Networks};
+
+use crate::settings::Settings;
+
+const DEFAULT_CONFIG: &str = "/etc/buildkit/cni.json";
+const DEFAULT_PLUGINS: &str = "/opt/cni/bin";
+
+/// The networks that steps are put into.
+pub(crate) struct Provider(Networks);
+
+impl Provider {
+    /// Sets up what is configured, after tidying up what an earlier daemon left.
+    ///
+    /// # Errors
+    /// When the network that was asked for does not work here.
+    pub(crate) async fn new(settings: &Settings, scope: &Scope) -> Result<Self> {
+        let wanted = &settings.network;
+        let config_path = wanted.config.clone().unwrap_or_else(|| DEFAULT_CONFIG.into());
+        let mode = match wanted.mode.as_str() {
+            "" | "auto" => Mode::Auto,
+            // Without a configuration file, the default network is the one that is wanted.
+            "cni" if wanted.config.is_none() && !config_path.exists() => Mode::Bridge,
+            "cni" => Mode::Cni,
+            "bridge" => Mode::Bridge,
+            "host" => Mode::Host,
+            other => bail!("unknown network mode {other:?}: expected auto, cni, bridge or host"),
+        };
+        let subnet = wanted.subnet.as_deref().map(|text| {
+            text.parse().map_err(|e| anyhow!("bridgeSubnet {text:?}: {e}"))
+        });
+        let plugins = wanted.plugins.clone().unwrap_or_else(|| PathBuf::from(DEFAULT_PLUGINS));
+        let config = cni::Config {
+            mode,
+            root: settings.root.clone(),
+            config_path,
+            plugin_path: vec![plugins],
+            pool_size: wanted.pool,
+            bridge_name: wanted.bridge.clone().unwrap_or_default(),
+            bridge_subnet: subnet.transpose()?,
+            dns: settings.dns.clone(),
+            rootless: false,
+        };
+        let networks = Networks::open(config, cni_plugins::Plugins::new(), scope).await;
+        let networks = networks.map_err(|e| anyhow!("{e}")).context("set up the network of build steps")?;
+        tracing::info!(mode = networks.mode(), asked = wanted.mode, "network of build steps");
+        Ok(Self(networks))
+    }
+
+    /// For the executor.
+    pub(crate) fn network(&self) -> Arc<dyn exec::Network> {
+        Arc::new(self.0.clone())
+    }
+
+    /// What clients are told.
+    pub(crate) fn label(&self) -> &'static str {
+        self.0.mode()
+    }
+
+    /// Takes the networks down.
+    pub(crate) async fn close(&self) {
+        self.0.close().await;
+    }
+}

@@ -1,0 +1,129 @@
+//! `containerd.services.content.v1.Content`: blobs, for reading.
+
+use std::io::{Read as _, Seek as _, SeekFrom};
+
+use base::{Digest, Failure};
+use bytes::Bytes;
+use futures_util::stream::{BoxStream, StreamExt as _};
+use proto::content as wire;
+use store::Store;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+use crate::status;
+
+/// Bytes per message.
+const CHUNK: usize = 1 << 20;
+
+/// Serves the blobs of the store.
+pub(crate) struct Content {
+    store: Store,
+}
+
+impl Content {
+    pub(crate) fn new(store: Store) -> Self {
+        Self { store }
+    }
+
+    fn find(&self, digest: &str) -> Result<store::BlobInfo, Failure> {
+        let digest: Digest = digest.parse().map_err(|e: base::digest::ParseError| Failure::invalid(e.to_string()))?;
+        let info = self.store.blobs().info(&digest)?;
+        info.ok_or_else(|| Failure::new(base::Kind::NotFound, format!("content {digest}: not found")))
+    }
+}
+
+fn read_only() -> Status {
+    Status::unimplemented("read-only content store")
+}
+
+#[async_trait::async_trait]
+impl wire::content_server::Content for Content {
+    type ReadStream = BoxStream<'static, Result<wire::ReadContentResponse, Status>>;
+    type WriteStream = BoxStream<'static, Result<wire::WriteContentResponse, Status>>;
+    type ListStream = BoxStream<'static, Result<wire::ListContentResponse, Status>>;
+
+    async fn info(&self, request: Request<wire::InfoRequest>) -> Result<Response<wire::InfoResponse>, Status> {
+        let found = self.find(&request.into_inner().digest).map_err(status)?;
+        let info = wire::Info {
+            digest: found.digest.to_string(),
+            size: i64::try_from(found.size).unwrap_or(i64::MAX),
+            labels: found.labels,
+            ..wire::Info::default()
+        };
+        Ok(Response::new(wire::InfoResponse { info: Some(info) }))
+    }
+
+    async fn read(
+        &self,
+        request: Request<wire::ReadContentRequest>,
+    ) -> Result<Response<Self::ReadStream>, Status> {
+        let request = request.into_inner();
+        let found = self.find(&request.digest).map_err(status)?;
+        let out_of_range = || Status::out_of_range(format!("offset {} is outside of the blob", request.offset));
+        let offset = u64::try_from(request.offset).map_err(|_| out_of_range())?;
+        let rest = found.size.checked_sub(offset).ok_or_else(out_of_range)?;
+        let length = match u64::try_from(request.size) {
+            Ok(size) if size > 0 => size.min(rest),
+            _ => rest,
+        };
+        let mut file = self.store.blobs().open_blob(&found.digest).map_err(status)?;
+        let (tx, rx) = mpsc::channel(4);
+        // Ends with the file, or when the client has gone.
+        tokio::task::spawn_blocking(move || {
+            let mut send = || -> std::io::Result<()> {
+                file.seek(SeekFrom::Start(offset))?;
+                let (mut at, end) = (offset, offset + length);
+                while at < end {
+                    let mut chunk = vec![0; CHUNK.min(usize::try_from(end - at).unwrap_or(CHUNK))];
+                    file.read_exact(&mut chunk)?;
+                    let message =
+                        wire::ReadContentResponse { offset: at.cast_signed(), data: Bytes::from(chunk) };
+                    at += message.data.len() as u64;
+                    if tx.blocking_send(Ok(message)).is_err() {
+                        return Ok(());
+                    }
+                }
+                Ok(())
+            };
+            if let Err(e) = send() {
+                _ = tx.blocking_send(Err(Status::data_loss(format!("read {}: {e}", found.digest))));
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(rx).boxed()))
+    }
+
+    async fn list(&self, _: Request<wire::ListContentRequest>) -> Result<Response<Self::ListStream>, Status> {
+        Err(Status::unimplemented("blobs are not listed"))
+    }
+
+    async fn write(
+        &self,
+        _: Request<tonic::Streaming<wire::WriteContentRequest>>,
+    ) -> Result<Response<Self::WriteStream>, Status> {
+        Err(read_only())
+    }
+
+    async fn update(&self, _: Request<wire::UpdateRequest>) -> Result<Response<wire::UpdateResponse>, Status> {
+        Err(read_only())
+    }
+
+    async fn delete(&self, _: Request<wire::DeleteContentRequest>) -> Result<Response<()>, Status> {
+        Err(read_only())
+    }
+
+    async fn status(&self, _: Request<wire::StatusRequest>) -> Result<Response<wire::StatusResponse>, Status> {
+        Err(Status::not_found("nothing is being written"))
+    }
+
+    async fn list_statuses(
+        &self,
+        _: Request<wire::ListStatusesRequest>,
+    ) -> Result<Response<wire::ListStatusesResponse>, Status> {
+        Ok(Response::new(wire::ListStatusesResponse::default()))
+    }
+
+    async fn abort(&self, _: Request<wire::AbortRequest>) -> Result<Response<()>, Status> {
+        Err(read_only())
+    }
+}
