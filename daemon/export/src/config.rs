@@ -113,12 +113,12 @@ pub(crate) struct Patch<'a> {
 /// # Errors
 /// When it is no image config.
 pub(crate) fn patch(config: &[u8], patch: &Patch<'_>) -> Result<Vec<u8>, Error> {
-    let known: Known =
-        serde_json::from_slice(config).map_err(Error::json("invalid image config for export"))?;
     let what = "failed to parse image config for patch";
     let fields: Option<BTreeMap<String, Box<RawValue>>> =
         serde_json::from_slice(config).map_err(Error::json(what))?;
     let mut fields = fields.ok_or_else(|| Error::shape("invalid null image config for export"))?;
+    let known: Known =
+        serde_json::from_slice(config).map_err(Error::json("invalid image config for export"))?;
     if known.os.is_empty() {
         return Err(Error::shape("invalid image config for export: missing os"));
     }
