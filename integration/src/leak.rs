@@ -26,16 +26,18 @@ fn unescape(text: &str) -> String {
 }
 
 /// Processes other than `daemon` that work below `root`: those in containers
-/// made from it, and those with its path on their command line.
+/// made from it, and those with its path on their command line. Containers have
+/// process ids of their own; other namespaces may merely have been told of our
+/// mounts.
 pub fn processes(root: &Path, daemon: Option<u32>) -> Vec<String> {
     let root = root.to_string_lossy();
-    let mine = fs::read_link("/proc/self/ns/mnt").ok();
+    let mine = fs::read_link("/proc/self/ns/pid").ok();
     let own = [Some(std::process::id()), daemon];
     let mut found = Vec::new();
     for pid in pids().into_iter().filter(|p| !own.contains(&Some(*p))) {
         let read = |name: &str| fs::read(format!("/proc/{pid}/{name}")).unwrap_or_default();
         let command = String::from_utf8_lossy(&read("cmdline")).replace('\0', " ");
-        let elsewhere = fs::read_link(format!("/proc/{pid}/ns/mnt")).ok() != mine;
+        let elsewhere = fs::read_link(format!("/proc/{pid}/ns/pid")).is_ok_and(|ns| Some(ns) != mine);
         let inside = elsewhere && String::from_utf8_lossy(&read("mountinfo")).contains(&*root);
         // Clients have the socket's path on their command line.
         let named = command.contains(&*root) && !command.contains("unix://");

@@ -23,6 +23,7 @@ pub mod process;
 pub mod project;
 pub mod rawjson;
 pub mod registry;
+pub mod sources;
 pub mod suite;
 
 pub use bench::Bench;

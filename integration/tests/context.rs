@@ -26,7 +26,8 @@ fn thirty_thousand_files(bench: &Bench) -> Result<()> {
     const DIRECTORIES: usize = 300;
     const FILES: usize = 100;
     let project = Project::new(
-        "FROM busybox\nCOPY . /c\nRUN find /c/d* -type f | wc -l >/count && cat /c/d299/f99 >>/count\n",
+        "FROM busybox AS all\nCOPY . /c\nRUN find /c/d* -type f | wc -l >/count && cat /c/d299/f99 >>/count\n\
+         FROM scratch\nCOPY --from=all /count /c/d150/f50 /\n",
     )?;
     for d in 0..DIRECTORIES {
         let directory = project.path(&format!("d{d}"));
@@ -35,21 +36,15 @@ fn thirty_thousand_files(bench: &Bench) -> Result<()> {
             std::fs::write(directory.join(format!("f{f}")), format!("{d}/{f}\n"))?;
         }
     }
-    for client in [Buildx, Buildctl] {
-        let tree = bench.export(client, &Project::new("FROM scratch\n")?, &[]);
-        drop(tree);
-        bench.build(client, &project, &[])?.ok()?;
-    }
-    // The whole tree comes back, too.
-    let tree = bench.export(Buildctl, &project, &[])?;
+    let tree = bench.export(Buildx, &project, &[])?;
     ensure!(text(&tree, "count")? == "30000\n299/99\n", "{}", text(&tree, "count")?);
-    ensure!(text(&tree, "c/d150/f50")? == "150/50\n");
+    ensure!(text(&tree, "f50")? == "150/50\n");
     // One file more or less is noticed.
     std::fs::remove_file(project.path("d7/f7"))?;
     std::fs::write(project.path("d8/new"), "")?;
     std::fs::write(project.path("d9/new"), "")?;
-    let tree = bench.export(Buildx, &project, &[])?;
-    ensure!(text(&tree, "count")?.starts_with("30001\n") && !tree.path().join("c/d7/f7").exists());
+    let tree = bench.export(Buildctl, &project, &[])?;
+    ensure!(text(&tree, "count")?.starts_with("30001\n"), "{}", text(&tree, "count")?);
     Ok(())
 }
 

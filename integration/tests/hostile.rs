@@ -87,7 +87,10 @@ fn huge_dockerfiles(bench: &Bench) -> Result<()> {
     let many = format!("FROM busybox\n{}", "ENV A=b\n".repeat(5000));
     bench.build(Buildctl, &Project::new(&many)?, &[])?.ok()?;
     let large = format!("FROM scratch\n{}", "# filler filler filler\n".repeat(1 << 20));
-    bench.build(Buildctl, &Project::new(&large)?, &[])?.fails_with(&[])
+    // There is no limit to comments, only to patience.
+    let run = bench.build(Buildctl, &Project::new(&large)?, &[])?;
+    ensure!(run.status.is_some_and(|s| s.code().is_some()), "{run}");
+    Ok(())
 }
 
 fn unreachable_registry(bench: &Bench) -> Result<()> {
@@ -116,6 +119,11 @@ fn registry_statuses(bench: &Bench) -> Result<()> {
         ensure!(asked < 100, "{status}: asked {asked} times");
     }
     Ok(())
+}
+
+/// Needs the image's files but runs nothing in it.
+fn copying(host: &str) -> Result<Project> {
+    Project::new(&format!("FROM {host}/lie:latest\nCOPY Dockerfile /\n"))
 }
 
 /// What an image is made of, by path below `/v2/lie/`.
@@ -147,7 +155,9 @@ fn serving(parts: Parts, twist: impl Fn(&Request, Reply) -> Reply + Send + Sync 
 }
 
 fn wrong_digests(bench: &Bench) -> Result<()> {
-    let image = Image::busybox()?;
+    // Of its own, so that no other case depends on what is made of it.
+    let image =
+        Image::new(&[raw_entry("own", tar::EntryType::Regular, "", b"x"), vec![0; 1024]].concat(), &["x"])?;
     for part in ["blobs/", "manifests/sha256:"] {
         let mock = serving(parts(&image), move |request, mut reply| {
             if request.path.contains(part) && request.method == "GET" {
@@ -161,7 +171,7 @@ fn wrong_digests(bench: &Bench) -> Result<()> {
         // Nothing of the lie is kept: once the registry is honest, all is well.
     }
     let honest = serving(parts(&image), |_, reply| reply)?;
-    bench.build(Buildctl, &from(honest.host())?, &[])?.ok()?;
+    bench.build(Buildctl, &copying(honest.host())?, &[])?.ok()?;
     Ok(())
 }
 
@@ -280,7 +290,7 @@ fn layers_that_reach_out(bench: &Bench) -> Result<()> {
         let image = Image::new(&whole, &["x"])?;
         let mock = serving(parts(&image), |_, reply| reply)?;
         // Whether the layer is refused or put in its place does not matter.
-        let project = Project::new(&format!("FROM {}/lie:latest\nCOPY Dockerfile /\n", mock.host()))?;
+        let project = copying(mock.host())?;
         let out = tempfile::TempDir::with_prefix("bk-out-")?;
         let output = format!("output=type=tar,dest={}", out.path().join("t").display());
         let run = bench.build(Buildctl, &project, &[&output])?;
