@@ -51,7 +51,9 @@ fn every_module_says_what_it_is_for() -> Result<()> {
 fn nothing_knows_the_machine_it_was_written_on() -> Result<()> {
     let root = places::workspace();
     let paths = [
-        concat!("/wo", "rk/"),
+        concat!("/wo", "rk/main"),
+        concat!("/wo", "rk/shared"),
+        concat!("/wo", "rk/."),
         concat!("/opt/", "ref"),
         concat!("/.", "ref/"),
         concat!("CARGO_TARGET_DIR=", "/"),

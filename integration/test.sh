@@ -1,0 +1,39 @@
+#!/bin/bash
+# Builds everything once and runs every test there is; ends with a summary.
+# Arguments go to the tests, as in `integration/test.sh dockerfile`.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+
+if [ "$(id -u)" != 0 ]; then
+    echo "Tests make containers, mounts and networks, so they have to be run as root." >&2
+    exit 1
+fi
+
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+begin=$(date +%s)
+
+integration/setup.sh || exit 1
+set_up=$(date +%s)
+
+# The programs first: the black-box tests run what is in the target directory.
+cargo build --workspace || exit 1
+cargo test --workspace --no-run || exit 1
+built=$(date +%s)
+
+cargo test --workspace --no-fail-fast -- "$@" 2>&1 | tee "$log"
+result=${PIPESTATUS[0]}
+end=$(date +%s)
+
+awk '
+    / Running | Doc-tests / { sub(/^ */, ""); name = $0; sub(/ \(.*/, "", name) }
+    /^test result:/ { passed += $4; failed += $6; ignored += $8; programs++ }
+    /^test .* \.\.\. FAILED$/ { bad = bad "\n    " name ": " $2 }
+    /^(tear-down|set-up) failed/ { bad = bad "\n    " name ": " $0; failed++ }
+    END {
+        printf "\n========\n%d passed, %d failed, %d ignored, in %d test programs\n", passed, failed, ignored, programs
+        if (bad != "") print "failed:" bad
+    }' "$log"
+echo "set-up $((set_up - begin)) s, build $((built - set_up)) s, tests $((end - built)) s"
+[ "$result" = 0 ] && echo "ALL TESTS PASSED" || echo "THERE ARE FAILURES"
+exit "$result"
