@@ -170,9 +170,11 @@ fn sort<R>(given: &[Arc<Vertex<R>>], at: &HashMap<Digest, usize>) -> Result<Vec<
     Ok(order)
 }
 
-/// How a vertex is keyed and run. Every method may be called by several builds
-/// in turn, and is dropped when nobody wants it any more only after
-/// [`OpContext::scope`] was cancelled and it ended: it has to watch the scope.
+/// How a vertex is keyed and run, on behalf of all builds that have an equal one.
+///
+/// A call is never dropped half way. When nobody wants its outcome any more its
+/// [`OpContext::scope`] is cancelled, and it is up to the call to end soon; what
+/// it yields nevertheless is used if somebody wants it by then.
 ///
 /// `Any` is a supertrait so that the owner of a build finds its own types again
 /// in [`crate::Solved::vertices`].
