@@ -185,7 +185,7 @@ pub(crate) async fn unbundle(all: &[Attestation]) -> Result<Vec<Attestation>, Fa
             (AttestationKind::Bundle, Predicate::File(tree)) => {
                 let mount = tree.mount().await?;
                 let attestation = attestation.clone();
-                base::task::blocking(move || Ok(open_bundle(&Root::open(mount.path())?, &attestation)?)).await
+                base::task::blocking(move || open_bundle(&Root::open(mount.path())?, &attestation)).await
             }
         }
     }))

@@ -16,6 +16,7 @@ use crate::error::Error;
 use crate::manifest::{self, Index, Manifest, Types};
 use crate::options::ImageOptions;
 use crate::platforms::{PlatformEntry, metadata_for, platforms};
+use crate::rewrite::rewrite;
 use crate::{Context, Source};
 
 const CONFIG: &str = "containerimage.config";
@@ -191,6 +192,16 @@ impl<'a> Maker<'a> {
         annotations: Annotations,
     ) -> Result<Descriptor, Failure> {
         let epoch = self.epoch_of(platform)?;
+        let rewritten;
+        let layers = match &epoch {
+            Some(epoch) if self.options.rewrite_timestamp => {
+                let base = metadata_for(&self.source.metadata, BASE_CONFIG, Some(platform));
+                let compression = self.options.compression;
+                rewritten = rewrite(self.store, layers, base, epoch, compression, self.context).await?;
+                &rewritten
+            }
+            _ => layers,
+        };
         let cache = match &self.context.inline_cache {
             Some(cache) => cache.entry(Some(&platform.id), self.options.compression).await?,
             None => None,

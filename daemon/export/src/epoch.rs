@@ -57,6 +57,11 @@ impl Time {
         base::Timestamp::from_nanos(nanos.unwrap_or(bound))
     }
 
+    /// For people, in UTC.
+    pub(crate) fn shown(&self) -> String {
+        self.at.strftime("%Y-%m-%d %H:%M:%S +0000 UTC").to_string()
+    }
+
     /// To the second, as `time.RFC3339` writes it.
     pub(crate) fn to_seconds(&self) -> String {
         jiff::Timestamp::from_second(self.at.as_second())

@@ -29,6 +29,7 @@ mod options;
 mod platforms;
 mod push;
 mod rawjson;
+mod rewrite;
 mod source;
 mod tree;
 
@@ -150,6 +151,6 @@ pub fn resolve(
 impl Context {
     /// The client that gets the result.
     async fn caller(&self, sessions: &Sessions) -> Result<Caller, Failure> {
-        Ok(self.scope.run(async { Ok(sessions.get(&self.session, SESSION_WAIT).await?) }).await?)
+        self.scope.run(async { Ok(sessions.get(&self.session, SESSION_WAIT).await?) }).await
     }
 }

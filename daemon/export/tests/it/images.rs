@@ -136,6 +136,39 @@ async fn pushes_by_digest_only_without_a_tag() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn times_in_layers_are_clamped_but_for_the_base() {
+    let bench = Bench::new().await;
+    let lower = bench.file(None, "a", "1").await;
+    let tree = bench.file(Some(&lower), "b", "2").await;
+    let plain = bench.export("image", &[], &single(&tree), "").await.unwrap();
+    let config = bench.json(&plain.response["containerimage.config.digest"]);
+    let ids = config["rootfs"]["diff_ids"].as_array().unwrap().clone();
+
+    let mut source = single(&tree);
+    let base = format!(r#"{{"architecture":"amd64","os":"linux","rootfs":{{"diff_ids":[{}]}}}}"#, ids[0]);
+    source.metadata.insert("containerimage.base.config".into(), base.into_bytes());
+    let attrs = [("rewrite-timestamp", "true"), ("source-date-epoch", "9")];
+    let exported = bench.export("image", &attrs, &source, "").await.unwrap();
+    let config = bench.json(&exported.response["containerimage.config.digest"]);
+    assert_eq!(config["rootfs"]["diff_ids"][0], ids[0]);
+    assert_ne!(config["rootfs"]["diff_ids"][1], ids[1]);
+    let manifest = bench.json(&exported.response["containerimage.digest"]);
+    let layer = &manifest["layers"][1];
+    assert_eq!(layer["annotations"]["buildkit/rewritten-timestamp"], "9");
+    let file =
+        bench.deps.store.blobs().open_blob(&layer["digest"].as_str().unwrap().parse().unwrap()).unwrap();
+    let mut tar = store::tar::Reader::new(store::Decompressor::new(file).unwrap());
+    while let Some(header) = tar.next_entry().unwrap() {
+        assert_eq!(header.mtime, 9);
+    }
+    assert!(
+        bench.said.statuses().contains(
+            &"rewriting layers with source-date-epoch 9 (1970-01-01 00:00:09 +0000 UTC)".to_owned()
+        )
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn dangling_images_are_named_by_digest() {
     let bench = Bench::new().await;
     let tree = bench.file(None, "a", "1").await;
