@@ -278,7 +278,6 @@ impl Registry {
                 answer(&state, parts.method.as_str(), &path, &query, body)
             }
         });
-        #[allow(clippy::disallowed_methods)]
         let task = tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
         Self { host, has, task }
     }
