@@ -105,7 +105,9 @@ impl Bridge {
     }
 
     fn plan(&self, definition: &pb::Definition) -> Result<Option<RefId>, Failure> {
-        let Some(plan) = Plan::new(&self.core.worker, definition)? else { return Ok(None) };
+        let Some(plan) = Plan::new(&self.core.worker, &self.core.values, definition)? else {
+            return Ok(None);
+        };
         let id = RefId::new(base::id::fresh());
         self.core.plans.lock().insert(id.clone(), Arc::new(plan));
         Ok(Some(id))
@@ -310,12 +312,17 @@ mod tests {
 
     #[test]
     fn knows_which_syntax_it_speaks() {
-        for yes in
-            ["docker/dockerfile:1", "docker.io/docker/dockerfile:1.7", "docker/dockerfile:1.4.0", "docker/dockerfile"]
-        {
+        for yes in [
+            "docker/dockerfile:1",
+            "docker.io/docker/dockerfile:1.7",
+            "docker/dockerfile:1.4.0",
+            "docker/dockerfile",
+        ] {
             assert!(speaks_dockerfile(yes), "{yes}");
         }
-        for no in ["docker/dockerfile:1.99", "docker/dockerfile-upstream:1", "docker/dockerfile:1-labs", "x/y"] {
+        for no in
+            ["docker/dockerfile:1.99", "docker/dockerfile-upstream:1", "docker/dockerfile:1-labs", "x/y"]
+        {
             assert!(!speaks_dockerfile(no), "{no}");
         }
     }

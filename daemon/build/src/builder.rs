@@ -200,11 +200,8 @@ impl Builder {
             request.inputs.clone(),
         );
         let own_frontend = request.frontend.is_empty() && request.definition.is_none();
-        let build = Build {
-            recorder: recorder.clone(),
-            bridge: own_frontend.then(|| bridge.clone()),
-            running: true,
-        };
+        let build =
+            Build { recorder: recorder.clone(), bridge: own_frontend.then(|| bridge.clone()), running: true };
         self.builds.lock().insert(request.id.clone(), build);
         self.begun.send_replace(());
         let mut record = Record::begin(&request.id, &request.frontend, &request.attrs, &request.exporters);

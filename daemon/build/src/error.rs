@@ -12,7 +12,9 @@ pub enum Error {
     NoRef,
     #[error("frontend {0} not found")]
     UnknownFrontend(String),
-    #[error("frontend {name} with source {source_image:?} is not supported: this daemon does not run frontends in containers yet")]
+    #[error(
+        "frontend {name} with source {source_image:?} is not supported: this daemon does not run frontends in containers yet"
+    )]
     ExternalFrontend { name: String, source_image: String },
     #[error("no such ref: {0}")]
     UnknownRef(String),

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use base::{Detail, Failure};
-use ops::{Output, Worker};
+use ops::{BuildValues, Output, Worker};
 use proto::pb;
 use solver::{Edge, Graph, Job, Solved};
 use tokio::sync::OnceCell;
@@ -18,12 +18,16 @@ pub(crate) struct Plan {
 
 impl Plan {
     /// Checks `definition`. `None` for an empty one: scratch.
-    pub(crate) fn new(worker: &Arc<Worker>, definition: &pb::Definition) -> Result<Option<Self>, Failure> {
+    pub(crate) fn new(
+        worker: &Arc<Worker>,
+        values: &BuildValues,
+        definition: &pb::Definition,
+    ) -> Result<Option<Self>, Failure> {
         if definition.def.is_empty() {
             return Ok(None);
         }
         let llb = llb::Graph::load(definition)?;
-        let graph = ops::graph(worker, &llb)?;
+        let graph = ops::graph(worker, &llb, &values.entitlements).map_err(|e| locate(&llb, e))?;
         let result = llb.result();
         let vertex = llb.vertex(result).ok_or_else(|| Failure::invalid("invalid LLB: no result"))?;
         let edge = Edge::new(vertex.digest.clone(), result.output);
@@ -35,17 +39,20 @@ impl Plan {
     pub(crate) async fn build(&self, job: &Job<Output>) -> Result<Arc<Solved<Output>>, Failure> {
         let solved = self
             .solved
-            .get_or_try_init(|| async { job.build(self.graph.clone(), self.edge.clone()).await.map(Arc::new) })
+            .get_or_try_init(|| async {
+                job.build(self.graph.clone(), self.edge.clone()).await.map(Arc::new)
+            })
             .await;
-        solved.cloned().map_err(|e| self.locate(e))
+        solved.cloned().map_err(|e| locate(&self.llb, e))
     }
+}
 
-    fn locate(&self, failure: Failure) -> Failure {
-        let vertex = failure.details().iter().find_map(|d| match d {
-            Detail::Vertex(digest) => Some(digest.clone()),
-            _ => None,
-        });
-        let excerpts = vertex.map(|digest| self.llb.excerpts(&digest)).unwrap_or_default();
-        excerpts.into_iter().fold(failure, |failure, excerpt| failure.with(Detail::Source(excerpt)))
-    }
+/// Says where in the author's files the vertex stands that failed.
+fn locate(llb: &llb::Graph, failure: Failure) -> Failure {
+    let vertex = failure.details().iter().find_map(|d| match d {
+        Detail::Vertex(digest) => Some(digest.clone()),
+        _ => None,
+    });
+    let excerpts = vertex.map(|digest| llb.excerpts(&digest)).unwrap_or_default();
+    excerpts.into_iter().fold(failure, |failure, excerpt| failure.with(Detail::Source(excerpt)))
 }

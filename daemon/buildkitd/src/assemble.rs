@@ -48,8 +48,12 @@ pub(crate) async fn daemon(settings: &Settings, scope: &Scope) -> Result<Daemon>
 
     let options = store::Options { snapshotter: settings.snapshotter, sync_blobs: false };
     let root = settings.root.clone();
-    let store = base::task::blocking(move || Ok(Store::open(root, options)?)).await.map_err(failed("open the store"))?;
-    let refs = Refs::open(store.clone(), refs::Options { scope: scope.child(), ..refs::Options::default() }).await.map_err(failed("open the store"))?;
+    let store = base::task::blocking(move || Ok(Store::open(root, options)?))
+        .await
+        .map_err(failed("open the store"))?;
+    let refs = Refs::open(store.clone(), refs::Options { scope: scope.child(), ..refs::Options::default() })
+        .await
+        .map_err(failed("open the store"))?;
 
     let network = network::Provider::new(settings, scope).await?;
     let executor = exec::Executor::new(exec::Config {

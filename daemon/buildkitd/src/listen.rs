@@ -55,17 +55,25 @@ impl Listener {
             bail!("address {address} does not contain proto, you meant unix://{address} ?");
         };
         let socket = match scheme {
-            "unix" => Socket::Unix(unix(Path::new(rest), owner).await.with_context(|| format!("listen on {address}"))?),
+            "unix" => Socket::Unix(
+                unix(Path::new(rest), owner).await.with_context(|| format!("listen on {address}"))?,
+            ),
             "tcp" => {
                 let acceptor = acceptor(tls)?;
                 if acceptor.is_none() {
-                    tracing::warn!(address, "TLS is not configured: anybody who reaches this port is root here");
+                    tracing::warn!(
+                        address,
+                        "TLS is not configured: anybody who reaches this port is root here"
+                    );
                 }
-                let listener = TcpListener::bind(rest).await.with_context(|| format!("listen on {address}"))?;
+                let listener =
+                    TcpListener::bind(rest).await.with_context(|| format!("listen on {address}"))?;
                 Socket::Tcp(listener, acceptor)
             }
             "fd" if rest.is_empty() => passed_by_systemd(tls)?,
-            "fd" => bail!("listen on {address}: only fd:// is supported, for the first socket that systemd passes"),
+            "fd" => bail!(
+                "listen on {address}: only fd:// is supported, for the first socket that systemd passes"
+            ),
             _ => bail!("listen on {address}: unknown scheme {scheme:?}; use unix, tcp or fd"),
         };
         Ok(Self { socket, address: address.to_owned() })
@@ -136,7 +144,8 @@ async fn unix(path: &Path, owner: Owner) -> Result<UnixListener> {
     }
     let listener = UnixListener::bind(path)?;
     std::fs::set_permissions(path, PermissionsExt::from_mode(0o660))?;
-    std::os::unix::fs::chown(path, owner.uid, owner.gid).with_context(|| format!("chown {}", path.display()))?;
+    std::os::unix::fs::chown(path, owner.uid, owner.gid)
+        .with_context(|| format!("chown {}", path.display()))?;
     Ok(listener)
 }
 
@@ -148,14 +157,18 @@ fn acceptor(files: &TlsFiles) -> Result<Option<TlsAcceptor>> {
     };
     let read = |path: &Path| -> Result<Vec<CertificateDer<'static>>> {
         let context = || format!("read certificates from {}", path.display());
-        let certs: Vec<_> =
-            CertificateDer::pem_file_iter(path).with_context(context)?.collect::<Result<_, _>>().with_context(context)?;
+        let certs: Vec<_> = CertificateDer::pem_file_iter(path)
+            .with_context(context)?
+            .collect::<Result<_, _>>()
+            .with_context(context)?;
         if certs.is_empty() { Err(anyhow!("{} holds no certificate", path.display())) } else { Ok(certs) }
     };
     let chain = read(cert)?;
-    let key = PrivateKeyDer::from_pem_file(key).with_context(|| format!("read key from {}", key.display()))?;
+    let key =
+        PrivateKeyDer::from_pem_file(key).with_context(|| format!("read key from {}", key.display()))?;
     let provider = Arc::new(tokio_rustls::rustls::crypto::ring::default_provider());
-    let config = ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions()?;
+    let config =
+        ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions()?;
     let config = match &files.ca {
         Some(ca) => {
             let mut roots = RootCertStore::empty();
@@ -175,10 +188,9 @@ fn acceptor(files: &TlsFiles) -> Result<Option<TlsAcceptor>> {
 
 #[allow(unsafe_code)]
 fn passed_by_systemd(tls: &TlsFiles) -> Result<Socket> {
-    let fd = sd_notify::listen_fds()
-        .context("read LISTEN_FDS")?
-        .next()
-        .ok_or_else(|| anyhow!("listen on fd://: no socket was passed; is the daemon started by its socket unit?"))?;
+    let fd = sd_notify::listen_fds().context("read LISTEN_FDS")?.next().ok_or_else(|| {
+        anyhow!("listen on fd://: no socket was passed; is the daemon started by its socket unit?")
+    })?;
     // SAFETY: the protocol of socket activation gives this process the descriptor
     // to own, and `listen_fds` gives it once.
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };

@@ -32,9 +32,10 @@ impl Provider {
             "host" => Mode::Host,
             other => bail!("unknown network mode {other:?}: expected auto, cni, bridge or host"),
         };
-        let subnet = wanted.subnet.as_deref().map(|text| {
-            text.parse().map_err(|e| anyhow!("bridgeSubnet {text:?}: {e}"))
-        });
+        let subnet = wanted
+            .subnet
+            .as_deref()
+            .map(|text| text.parse().map_err(|e| anyhow!("bridgeSubnet {text:?}: {e}")));
         let plugins = wanted.plugins.clone().unwrap_or_else(|| PathBuf::from(DEFAULT_PLUGINS));
         let config = cni::Config {
             mode,

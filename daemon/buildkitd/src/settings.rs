@@ -101,10 +101,12 @@ impl Settings {
         let root = std::path::absolute(&root).with_context(|| format!("root {}", root.display()))?;
         let mut labels = oci.labels;
         for label in &flags.oci_worker_labels {
-            let (key, value) = label.split_once('=').with_context(|| format!("label {label:?} is not KEY=VALUE"))?;
+            let (key, value) =
+                label.split_once('=').with_context(|| format!("label {label:?} is not KEY=VALUE"))?;
             labels.insert(key.to_owned(), value.to_owned());
         }
-        let platforms = if flags.oci_worker_platform.is_empty() { oci.platforms } else { flags.oci_worker_platform };
+        let platforms =
+            if flags.oci_worker_platform.is_empty() { oci.platforms } else { flags.oci_worker_platform };
         let allowed = match flags.allow_insecure_entitlement.as_slice() {
             [] => config.insecure_entitlements,
             flags => flags.to_vec(),
@@ -122,7 +124,10 @@ impl Settings {
                 key: flags.tlskey.or(config.grpc.tls.key),
                 ca: flags.tlscacert.or(config.grpc.tls.ca),
             },
-            entitlements: allowed.iter().map(|e| e.parse::<Entitlement>().map_err(to_anyhow)).collect::<Result<_>>()?,
+            entitlements: allowed
+                .iter()
+                .map(|e| e.parse::<Entitlement>().map_err(to_anyhow))
+                .collect::<Result<_>>()?,
             labels,
             platforms: platforms.iter().map(|p| Ok(p.parse::<Platform>()?)).collect::<Result<_>>()?,
             snapshotter: snapshotter(flags.oci_worker_snapshotter.or(oci.snapshotter).as_deref())?,
@@ -138,7 +143,10 @@ impl Settings {
             runtime: runtime.map(PathBuf::from),
             process_sandbox: !oci.no_process_sandbox.unwrap_or(false),
             cgroup_parent: oci.default_cgroup_parent.unwrap_or_default(),
-            apparmor_profile: flags.oci_worker_apparmor_profile.or(oci.apparmor_profile).filter(|p| !p.is_empty()),
+            apparmor_profile: flags
+                .oci_worker_apparmor_profile
+                .or(oci.apparmor_profile)
+                .filter(|p| !p.is_empty()),
             parallelism: flags.oci_max_parallelism.or(oci.max_parallelism).filter(|n| *n > 0),
             collect: flags.oci_worker_gc.or(oci.gc).unwrap_or(true),
             policies: policies(
@@ -183,7 +191,9 @@ fn check_workers(flags: &Flags, enabled: Option<bool>, containerd: Option<&toml:
     }
     let wanted = containerd.and_then(|t| t.get("enabled")).and_then(toml::Value::as_bool) == Some(true);
     match flags.containerd_worker.as_str() {
-        "auto" if wanted => tracing::warn!("[worker.containerd] is not served by this daemon; it builds with the OCI worker"),
+        "auto" if wanted => {
+            tracing::warn!("[worker.containerd] is not served by this daemon; it builds with the OCI worker")
+        }
         "false" | "auto" => {}
         other => bail!("--containerd-worker={other}: this daemon builds with the OCI worker only"),
     }
@@ -231,7 +241,10 @@ fn policies(
         return Ok(Policies::Given(given));
     }
     let [mut reserved, mut min_free, mut max_used] = limits;
-    for (slot, part) in [&mut reserved, &mut min_free, &mut max_used].into_iter().zip(flag.into_iter().flat_map(|f| f.split(','))) {
+    for (slot, part) in [&mut reserved, &mut min_free, &mut max_used]
+        .into_iter()
+        .zip(flag.into_iter().flat_map(|f| f.split(',')))
+    {
         let part = part.trim();
         let space = match part.parse::<u64>() {
             Ok(megabytes) => Some(DiskSpace::Bytes(megabytes.saturating_mul(1_000_000))),
@@ -246,7 +259,10 @@ fn registries(
     hosts: BTreeMap<String, config::Registry>,
     concurrency: Option<usize>,
 ) -> Result<registry::Config> {
-    let mut config = registry::Config { user_agent: format!("buildkit-cni/{}", env!("CARGO_PKG_VERSION")), ..registry::Config::default() };
+    let mut config = registry::Config {
+        user_agent: format!("buildkit-cni/{}", env!("CARGO_PKG_VERSION")),
+        ..registry::Config::default()
+    };
     if let Some(concurrency) = concurrency {
         if concurrency == 0 {
             bail!("system.maxRegistryConcurrency: must be above zero");
@@ -282,7 +298,9 @@ fn log_limits() -> Result<ops::LogLimits> {
     let limit = |name: &str, default: Option<u64>| match std::env::var(name) {
         Err(_) => Ok(default),
         Ok(text) if text == "-1" => Ok(None),
-        Ok(text) => text.parse().map(Some).with_context(|| format!("{name}={text}: expected a number of bytes or -1")),
+        Ok(text) => {
+            text.parse().map(Some).with_context(|| format!("{name}={text}: expected a number of bytes or -1"))
+        }
     };
     let default = ops::LogLimits::default();
     Ok(ops::LogLimits {

@@ -27,7 +27,8 @@ impl Content {
     }
 
     fn find(&self, digest: &str) -> Result<store::BlobInfo, Failure> {
-        let digest: Digest = digest.parse().map_err(|e: base::digest::ParseError| Failure::invalid(e.to_string()))?;
+        let digest: Digest =
+            digest.parse().map_err(|e: base::digest::ParseError| Failure::invalid(e.to_string()))?;
         let info = self.store.blobs().info(&digest)?;
         info.ok_or_else(|| Failure::new(base::Kind::NotFound, format!("content {digest}: not found")))
     }
@@ -43,7 +44,10 @@ impl wire::content_server::Content for Content {
     type WriteStream = BoxStream<'static, Result<wire::WriteContentResponse, Status>>;
     type ListStream = BoxStream<'static, Result<wire::ListContentResponse, Status>>;
 
-    async fn info(&self, request: Request<wire::InfoRequest>) -> Result<Response<wire::InfoResponse>, Status> {
+    async fn info(
+        &self,
+        request: Request<wire::InfoRequest>,
+    ) -> Result<Response<wire::InfoResponse>, Status> {
         let found = self.find(&request.into_inner().digest).map_err(status)?;
         let info = wire::Info {
             digest: found.digest.to_string(),
@@ -60,7 +64,8 @@ impl wire::content_server::Content for Content {
     ) -> Result<Response<Self::ReadStream>, Status> {
         let request = request.into_inner();
         let found = self.find(&request.digest).map_err(status)?;
-        let out_of_range = || Status::out_of_range(format!("offset {} is outside of the blob", request.offset));
+        let out_of_range =
+            || Status::out_of_range(format!("offset {} is outside of the blob", request.offset));
         let offset = u64::try_from(request.offset).map_err(|_| out_of_range())?;
         let rest = found.size.checked_sub(offset).ok_or_else(out_of_range)?;
         let length = match u64::try_from(request.size) {
@@ -104,7 +109,10 @@ impl wire::content_server::Content for Content {
         Err(read_only())
     }
 
-    async fn update(&self, _: Request<wire::UpdateRequest>) -> Result<Response<wire::UpdateResponse>, Status> {
+    async fn update(
+        &self,
+        _: Request<wire::UpdateRequest>,
+    ) -> Result<Response<wire::UpdateResponse>, Status> {
         Err(read_only())
     }
 
@@ -112,7 +120,10 @@ impl wire::content_server::Content for Content {
         Err(read_only())
     }
 
-    async fn status(&self, _: Request<wire::StatusRequest>) -> Result<Response<wire::StatusResponse>, Status> {
+    async fn status(
+        &self,
+        _: Request<wire::StatusRequest>,
+    ) -> Result<Response<wire::StatusResponse>, Status> {
         Err(Status::not_found("nothing is being written"))
     }
 

@@ -85,11 +85,7 @@ fn to_wire(result: FrontendResult, arrays: bool) -> wire::Result {
         let attestation = list.into_iter().map(attestation_to_wire).collect();
         (platform, wire::Attestations { attestation })
     });
-    wire::Result {
-        result: Some(refs),
-        metadata: result.metadata,
-        attestations: attestations.collect(),
-    }
+    wire::Result { result: Some(refs), metadata: result.metadata, attestations: attestations.collect() }
 }
 
 fn attestation_to_wire(a: Attestation) -> wire::Attestation {
@@ -170,9 +166,7 @@ fn solve_request(r: wire::SolveRequest) -> Solve {
     let what = match (r.definition, r.frontend.as_str()) {
         (Some(definition), "") if !definition.def.is_empty() => SolveWhat::Definition(Box::new(definition)),
         (_, "") => SolveWhat::Scratch,
-        (_, _) => {
-            SolveWhat::Frontend { name: r.frontend, opts: r.frontend_opt, inputs: r.frontend_inputs }
-        }
+        (_, _) => SolveWhat::Frontend { name: r.frontend, opts: r.frontend_opt, inputs: r.frontend_inputs },
     };
     let imports = r.cache_imports.into_iter().map(|c| CacheImport { kind: c.r#type, attrs: c.attrs });
     Solve { what, cache_imports: imports.collect(), policies: r.source_policies, evaluate: r.evaluate }
@@ -249,7 +243,10 @@ fn no_containers() -> Status {
 impl wire::llb_bridge_server::LlbBridge for Forwarder {
     type ExecProcessStream = BoxStream<'static, Result<wire::ExecMessage, Status>>;
 
-    async fn ping(&self, request: Request<wire::PingRequest>) -> Result<Response<wire::PongResponse>, Status> {
+    async fn ping(
+        &self,
+        request: Request<wire::PingRequest>,
+    ) -> Result<Response<wire::PongResponse>, Status> {
         let bridge = self.bridge(request.metadata()).await?;
         let options = bridge.options();
         let workers = options.workers.iter().map(|w| proto::control::types::WorkerRecord {
@@ -319,7 +316,10 @@ impl wire::llb_bridge_server::LlbBridge for Forwarder {
         Ok(Response::new(meta_to_wire(meta)))
     }
 
-    async fn solve(&self, request: Request<wire::SolveRequest>) -> Result<Response<wire::SolveResponse>, Status> {
+    async fn solve(
+        &self,
+        request: Request<wire::SolveRequest>,
+    ) -> Result<Response<wire::SolveResponse>, Status> {
         let bridge = self.bridge(request.metadata()).await?;
         let r = request.into_inner();
         let (allowed, arrays) = (r.allow_result_return, r.allow_result_array_ref);
@@ -375,7 +375,10 @@ impl wire::llb_bridge_server::LlbBridge for Forwarder {
         Ok(Response::new(wire::StatFileResponse { stat: Some(stat) }))
     }
 
-    async fn warn(&self, request: Request<wire::WarnRequest>) -> Result<Response<wire::WarnResponse>, Status> {
+    async fn warn(
+        &self,
+        request: Request<wire::WarnRequest>,
+    ) -> Result<Response<wire::WarnResponse>, Status> {
         let bridge = self.bridge(request.metadata()).await?;
         let r = request.into_inner();
         let vertex = match r.digest.as_str() {

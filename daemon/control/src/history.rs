@@ -76,7 +76,10 @@ pub(crate) async fn listen(
     request: wire::BuildHistoryRequest,
 ) -> Result<BoxStream<'static, Result<wire::BuildHistoryEvent, Status>>, Failure> {
     if !request.filter.is_empty() {
-        return Err(Failure::new(Kind::Unimplemented, "filters on the history are not supported by this daemon yet"));
+        return Err(Failure::new(
+            Kind::Unimplemented,
+            "filters on the history are not supported by this daemon yet",
+        ));
     }
     let history = builder.history();
     // Before anything is read: nothing is missed, at worst it is told twice.

@@ -66,7 +66,8 @@ pub async fn routes(deps: Deps) -> Result<Routes, Failure> {
     routes.add_service(service);
     let broken = |e| Failure::internal(format!("reflection data: {e}"));
     let reflection = || {
-        tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(proto::DESCRIPTORS)
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
     };
     routes.add_service(reflection().build_v1().map_err(broken)?);
     routes.add_service(reflection().build_v1alpha().map_err(broken)?);

@@ -69,16 +69,19 @@ impl Contents {
     }
 
     fn of(&self, result: &Ref) -> Result<Arc<ContentHash>, Failure> {
-        let held = self.recent.lock().iter().find(|(id, _)| id == result.id()).map(|(_, known)| known.clone());
+        let held =
+            self.recent.lock().iter().find(|(id, _)| id == result.id()).map(|(_, known)| known.clone());
         if let Some(known) = held {
             return Ok(known);
         }
-        let noted = result.get_meta(NOTE)?.filter(|bytes| !bytes.is_empty()).and_then(|bytes| match ContentHash::decode(&bytes) {
-            Ok(known) => Some(known),
-            // Worth a look, not worth a build: it is read from the tree again.
-            Err(error) => {
-                tracing::warn!(%error, id = result.id(), "noted content digests");
-                None
+        let noted = result.get_meta(NOTE)?.filter(|bytes| !bytes.is_empty()).and_then(|bytes| {
+            match ContentHash::decode(&bytes) {
+                Ok(known) => Some(known),
+                // Worth a look, not worth a build: it is read from the tree again.
+                Err(error) => {
+                    tracing::warn!(%error, id = result.id(), "noted content digests");
+                    None
+                }
             }
         });
         let known = Arc::new(noted.unwrap_or_default());

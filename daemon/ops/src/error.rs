@@ -22,7 +22,7 @@ pub enum Error {
     Mount { dest: String, reason: String },
     #[error("secret {id}: not found")]
     Secret { id: String },
-    #[error("granting entitlement {0} is not allowed by build daemon configuration")]
+    #[error("{0} is not allowed")]
     Entitlement(crate::Entitlement),
     #[error("missing input {0}")]
     Input(i64),

@@ -24,6 +24,9 @@ pub(crate) struct ExecOp {
 
 impl ExecOp {
     pub(crate) fn new(worker: Arc<Worker>, vertex: &llb::Vertex, op: &pb::ExecOp) -> Result<Self, Failure> {
+        if let Some(device) = op.cdi_devices.first() {
+            return Err(Error::Unsupported { what: format!("the CDI device {}", device.name) }.into());
+        }
         Ok(Self {
             keyed: Keyed::new(vertex, true)?,
             limits: vertex.meta.linux_resources.clone(),
@@ -38,23 +41,11 @@ impl ExecOp {
 
     /// Refuses what no interested build is entitled to.
     fn check_entitlements(&self, cx: &Cx) -> Result<(), Failure> {
-        let mut needed = Vec::new();
-        if self.op.network() == pb::NetMode::Host {
-            needed.push(Entitlement::NetworkHost);
-        }
-        if self.op.security() == pb::SecurityMode::Insecure {
-            needed.push(Entitlement::SecurityInsecure);
-        }
-        if !self.op.cdi_devices.is_empty() {
-            return Err(Error::Unsupported { what: "a CDI device".into() }.into());
-        }
         let builds = cx.values::<BuildValues>();
-        for entitlement in needed {
-            if !builds.iter().any(|b| b.entitlements.contains(&entitlement)) {
-                return Err(Error::Entitlement(entitlement).into());
-            }
+        match needed(&self.op).find(|e| !builds.iter().any(|b| b.entitlements.contains(e))) {
+            Some(entitlement) => Err(Error::Entitlement(entitlement).into()),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     async fn env(&self, cx: &Cx, meta: &pb::Meta) -> Result<Vec<String>, Failure> {
@@ -137,6 +128,13 @@ impl ExecOp {
     }
 }
 
+/// What a build must be entitled to for this operation.
+pub(crate) fn needed(op: &pb::ExecOp) -> impl Iterator<Item = Entitlement> {
+    let host = (op.network() == pb::NetMode::Host).then_some(Entitlement::NetworkHost);
+    let insecure = (op.security() == pb::SecurityMode::Insecure).then_some(Entitlement::SecurityInsecure);
+    host.into_iter().chain(insecure)
+}
+
 #[async_trait]
 impl Operation<Output> for ExecOp {
     async fn cache_map(&self, _: usize, _: &Cx) -> Result<CacheMap, Failure> {
@@ -160,7 +158,11 @@ impl Operation<Output> for ExecOp {
         let permit = match &self.worker.parallelism {
             Some(slots) => {
                 let acquire = slots.clone().acquire_owned();
-                Some(cx.scope.run(async { acquire.await.map_err(|_| Failure::canceled("shutting down")) }).await?)
+                Some(
+                    cx.scope
+                        .run(async { acquire.await.map_err(|_| Failure::canceled("shutting down")) })
+                        .await?,
+                )
             }
             None => None,
         };

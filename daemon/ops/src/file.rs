@@ -225,7 +225,10 @@ fn perform(
                 if a.allow_wildcard && a.allow_empty_wildcard {
                     return Ok(());
                 }
-                return Err(Failure::new(base::Kind::NotFound, format!("{}: no such file or directory", a.src)));
+                return Err(Failure::new(
+                    base::Kind::NotFound,
+                    format!("{}: no such file or directory", a.src),
+                ));
             };
             let copy = fileop::Copy {
                 src: a.src.clone(),

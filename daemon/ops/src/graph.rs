@@ -1,26 +1,42 @@
 //! From a checked definition to what the solver builds.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use base::Failure;
 use base::progress::Group;
+use base::{Detail, Failure};
 use proto::pb::op::Op;
 use solver::{Edge, Operation, Vertex};
 
-use crate::exec::ExecOp;
+use crate::exec::{ExecOp, needed};
 use crate::file::FileOp;
 use crate::other::{BuildOp, DiffOp, MergeOp, PassthroughOp};
-use crate::{Output, Worker, source};
+use crate::{Entitlement, Error, Output, Worker, source};
 
-/// Every vertex of `llb` with its operation.
+/// Every vertex of `llb` with its operation, for a build that is entitled to
+/// `entitlements`.
 ///
 /// # Errors
-/// When an operation cannot be keyed: an unknown source, a malformed attribute.
-pub fn graph(worker: &Arc<Worker>, llb: &llb::Graph) -> Result<solver::Graph<Output>, Failure> {
+/// When an operation cannot be keyed (an unknown source, a malformed attribute)
+/// or needs what the build is not entitled to.
+pub fn graph(
+    worker: &Arc<Worker>,
+    llb: &llb::Graph,
+    entitlements: &BTreeSet<Entitlement>,
+) -> Result<solver::Graph<Output>, Failure> {
+    for vertex in llb.vertices() {
+        if let Op::Exec(op) = &vertex.op
+            && let Some(missing) = needed(op).find(|e| !entitlements.contains(e))
+        {
+            let failure = Failure::from(Error::Entitlement(missing));
+            return Err(failure.with(Detail::Vertex(vertex.digest.clone())));
+        }
+    }
     let vertices = llb.vertices().iter().map(|vertex| {
-        let inputs = vertex.inputs.iter().filter_map(|edge| {
-            Some(Edge::new(llb.vertex(*edge)?.digest.clone(), edge.output))
-        });
+        let inputs = vertex
+            .inputs
+            .iter()
+            .filter_map(|edge| Some(Edge::new(llb.vertex(*edge)?.digest.clone(), edge.output)));
         let meta = &vertex.meta;
         Ok(Vertex {
             digest: vertex.digest.clone(),
@@ -29,7 +45,11 @@ pub fn graph(worker: &Arc<Worker>, llb: &llb::Graph) -> Result<solver::Graph<Out
             op: operation(worker, vertex)?,
             ignore_cache: meta.ignore_cache,
             export_cache: meta.export_cache,
-            group: meta.group.as_ref().map(|g| Group { id: g.id.clone(), name: g.name.clone(), weak: g.weak }),
+            group: meta.group.as_ref().map(|g| Group {
+                id: g.id.clone(),
+                name: g.name.clone(),
+                weak: g.weak,
+            }),
             description: meta.description.clone(),
         })
     });

@@ -76,4 +76,3 @@ impl From<cachekey::Selector> for Selector {
         Self { path: s.path, opts }
     }
 }
-

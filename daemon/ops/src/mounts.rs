@@ -209,12 +209,7 @@ impl Prepared {
     }
 
     /// Opens a socket that leads to a client's agent.
-    async fn ssh(
-        &mut self,
-        worker: &Worker,
-        cx: &Cx,
-        mount: &pb::Mount,
-    ) -> Result<Option<PathBuf>, Failure> {
+    async fn ssh(&mut self, worker: &Worker, cx: &Cx, mount: &pb::Mount) -> Result<Option<PathBuf>, Failure> {
         let fail = |reason: String| Error::Mount { dest: mount.dest.clone(), reason };
         let options = mount.ssh_opt.as_ref().ok_or_else(|| fail("missing ssh options".into()))?;
         let id = options.id.as_str();
@@ -298,4 +293,3 @@ fn write_secret(path: &std::path::Path, data: &[u8], options: &pb::SecretOpt) ->
     std::os::unix::fs::fchown(&file, Some(options.uid), Some(options.gid))?;
     file.set_permissions(std::fs::Permissions::from_mode(options.mode & 0o777))
 }
-

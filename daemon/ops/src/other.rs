@@ -4,14 +4,14 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use base::{Digest, Failure};
-use proto::pb;
 use prost::Message as _;
+use proto::pb;
 use refs::NewRef;
 use solver::{CacheMap, Edge, Operation};
 use sys::path::Root;
 
 use crate::keyed::Keyed;
-use crate::{Cx, Error, Output, Worker};
+use crate::{BuildValues, Cx, Error, Output, Worker};
 
 /// Trees laid over each other.
 pub(crate) struct MergeOp {
@@ -174,7 +174,8 @@ impl Operation<Output> for BuildOp {
         let nested = llb::Graph::load(&definition)?;
         let result = nested.result();
         let vertex = nested.vertex(result).ok_or_else(missing)?.digest.clone();
-        let graph = crate::graph(&self.worker, &nested)?;
+        let entitlements = cx.values::<BuildValues>().iter().flat_map(|b| b.entitlements.clone()).collect();
+        let graph = crate::graph(&self.worker, &nested, &entitlements)?;
         Ok(vec![cx.build(graph, Edge::new(vertex, result.output)).await?.result])
     }
 }

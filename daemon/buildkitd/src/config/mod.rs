@@ -177,7 +177,12 @@ fn parse(path: &Path, text: &str) -> Result<(Config, Vec<String>), Error> {
     let invalid = |e: toml::de::Error| {
         let start = e.span().map_or(0, |s| s.start).min(text.len());
         let line = text[..start].matches('\n').count() + 1;
-        Error::Invalid { path: path.to_owned(), line, key: key_on_line(text, line), message: e.message().to_owned() }
+        Error::Invalid {
+            path: path.to_owned(),
+            line,
+            key: key_on_line(text, line),
+            message: e.message().to_owned(),
+        }
     };
     let mut table = DeTable::parse(text).map_err(invalid)?;
     let mut unknown = Vec::new();

@@ -110,7 +110,13 @@ pub(crate) struct Unknown {
 }
 
 /// Gives known keys of `table` their one spelling, and takes unknown ones out.
-pub(crate) fn settle(text: &str, table: &mut DeTable<'_>, level: &Level, path: &str, unknown: &mut Vec<Unknown>) {
+pub(crate) fn settle(
+    text: &str,
+    table: &mut DeTable<'_>,
+    level: &Level,
+    path: &str,
+    unknown: &mut Vec<Unknown>,
+) {
     let mut settled = DeTable::new();
     for (mut key, mut value) in std::mem::take(table) {
         let name = key.get_ref().to_string();

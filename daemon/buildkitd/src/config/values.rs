@@ -31,9 +31,7 @@ impl DiskSpace {
 
     pub(crate) fn parse(text: &str) -> Option<Self> {
         match text.strip_suffix('%') {
-            Some(share) => {
-                share.trim().parse().ok().filter(|share| *share <= 100).map(Self::Percent)
-            }
+            Some(share) => share.trim().parse().ok().filter(|share| *share <= 100).map(Self::Percent),
             None => base::size::parse_binary(text).map(Self::Bytes),
         }
     }
@@ -48,7 +46,9 @@ impl<'de> Deserialize<'de> for DiskSpace {
                 f.write_str("a number of bytes, a size such as \"10GB\" or a share such as \"20%\"")
             }
             fn visit_i64<E: de::Error>(self, n: i64) -> Result<DiskSpace, E> {
-                u64::try_from(n).map(DiskSpace::Bytes).map_err(|_| E::invalid_value(de::Unexpected::Signed(n), &self))
+                u64::try_from(n)
+                    .map(DiskSpace::Bytes)
+                    .map_err(|_| E::invalid_value(de::Unexpected::Signed(n), &self))
             }
             fn visit_str<E: de::Error>(self, text: &str) -> Result<DiskSpace, E> {
                 DiskSpace::parse(text).ok_or_else(|| E::invalid_value(de::Unexpected::Str(text), &self))
@@ -99,7 +99,8 @@ impl<'de> Deserialize<'de> for Span {
                 f.write_str("a number of seconds or a duration such as \"48h\"")
             }
             fn visit_i64<E: de::Error>(self, n: i64) -> Result<Span, E> {
-                let seconds = u64::try_from(n).map_err(|_| E::invalid_value(de::Unexpected::Signed(n), &self))?;
+                let seconds =
+                    u64::try_from(n).map_err(|_| E::invalid_value(de::Unexpected::Signed(n), &self))?;
                 Ok(Span(Duration::from_secs(seconds)))
             }
             fn visit_str<E: de::Error>(self, text: &str) -> Result<Span, E> {

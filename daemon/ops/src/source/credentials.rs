@@ -32,7 +32,8 @@ impl Credentials for SessionCredentials {
                 let payload: [u8; 32] = rand::random();
                 let signed = caller.sign_token_authority(host, salt, &payload).await?.unwrap_or_default();
                 let proven = signed.split_at_checked(64).is_some_and(|(signature, message)| {
-                    message == payload && UnparsedPublicKey::new(&ED25519, key).verify(message, signature).is_ok()
+                    message == payload
+                        && UnparsedPublicKey::new(&ED25519, key).verify(message, signature).is_ok()
                 });
                 Ok(proven.then_some(key))
             })
@@ -43,7 +44,8 @@ impl Credentials for SessionCredentials {
         if self.ids.is_empty() {
             return Ok(None);
         }
-        let answer = self.sessions.any(&self.ids, |caller| async move { Ok(caller.credentials(host).await?) });
+        let answer =
+            self.sessions.any(&self.ids, |caller| async move { Ok(caller.credentials(host).await?) });
         let (user, secret) = answer.await?;
         Ok((!secret.is_empty()).then_some(Login { user, secret }))
     }

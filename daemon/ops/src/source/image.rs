@@ -346,7 +346,8 @@ impl ImageSource {
 
     /// The config, and the diff ids that count.
     fn config(&self, image: &Image) -> Result<Config, Failure> {
-        let broken = |reason: String| Error::ImageConfig { reference: self.wanted.reference.to_string(), reason };
+        let broken =
+            |reason: String| Error::ImageConfig { reference: self.wanted.reference.to_string(), reason };
         let mut config: Config = serde_json::from_slice(&image.config).map_err(|e| broken(e.to_string()))?;
         if let Some(limit) = self.limit {
             let layers = image.layers.len().min(config.rootfs.diff_ids.len());

@@ -92,7 +92,8 @@ impl LocalSource {
         if !self.metadata_only {
             return Ok(None);
         }
-        let patterns = Matcher::new(&self.metadata_exceptions).map_err(|e| Failure::invalid(e.to_string()))?;
+        let patterns =
+            Matcher::new(&self.metadata_exceptions).map_err(|e| Failure::invalid(e.to_string()))?;
         Ok(Some(Arc::new(move |path: &str, _: &Stat| patterns.matches_or_parent(path).unwrap_or(false))))
     }
 

@@ -1,7 +1,7 @@
 //! Where files come from: `scheme://reference` and attributes.
 
-pub mod image;
 mod credentials;
+pub mod image;
 mod local;
 
 use std::sync::Arc;
@@ -42,7 +42,11 @@ impl<'a> Attrs<'a> {
         self.0.attrs.get(key).map(String::as_str)
     }
 
-    pub(crate) fn parse<T>(&self, key: &str, parse: impl FnOnce(&str) -> Result<T, String>) -> Result<Option<T>, Error> {
+    pub(crate) fn parse<T>(
+        &self,
+        key: &str,
+        parse: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Result<Option<T>, Error> {
         let Some(value) = self.get(key) else { return Ok(None) };
         parse(value).map(Some).map_err(|reason| Error::Attribute {
             identifier: self.0.identifier.clone(),
