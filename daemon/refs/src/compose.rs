@@ -5,6 +5,7 @@
 //! built on is the layers in between. Only a diff of two strangers is computed
 //! and written as a layer of its own.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -13,47 +14,61 @@ use base::task::blocking;
 use store::{Store, Whiteouts};
 
 use crate::held::{Held, MountGuard, Ref, snapshot_of};
-use crate::model::{Content, NewRef, Record};
+use crate::model::{Content, MAX_LAYERS, NewRef, Record};
 use crate::{Error, Refs};
 
 /// The refs whose blobs, bottom first, make up `held`: layers, and diffs that
 /// are layers of their own.
 pub(crate) fn layers_of(held: &Arc<Held>) -> Result<Vec<Arc<Held>>, Error> {
-    let record = held.record()?;
-    let mut parents = held.parents.iter();
-    Ok(match &record.content {
-        Content::Layer { .. } => {
-            // A loop, as chains may be long.
-            let mut top = vec![held.clone()];
-            let mut below = parents.next();
-            while let Some(next) = below {
-                if !matches!(next.record()?.content, Content::Layer { .. }) {
-                    let mut list = layers_of(next)?;
-                    list.extend(top.into_iter().rev());
-                    return Ok(list);
-                }
-                top.push(next.clone());
-                below = next.parents.first();
-            }
-            top.reverse();
-            top
+    Layers::default().of(held)
+}
+
+/// Layers of refs already looked at: the same ref may be in a merge of merges
+/// many times.
+#[derive(Default)]
+struct Layers(HashMap<String, Vec<Arc<Held>>>);
+
+impl Layers {
+    fn of(&mut self, held: &Arc<Held>) -> Result<Vec<Arc<Held>>, Error> {
+        if let Some(known) = self.0.get(&held.id) {
+            return Ok(known.clone());
         }
-        Content::Merge { .. } => {
+        // Chains of layers may be long, so they are a loop.
+        let mut top = Vec::new();
+        let mut next = Some(held);
+        let mut list = Vec::new();
+        while let Some(held) = next {
+            if !matches!(held.record()?.content, Content::Layer { .. }) {
+                list = self.composed(held)?;
+                break;
+            }
+            top.push(held.clone());
+            next = held.parents.first();
+        }
+        list.extend(top.into_iter().rev());
+        if list.len() > MAX_LAYERS {
+            return Err(Error::Invalid(format!("more than {MAX_LAYERS} layers in a merge")));
+        }
+        self.0.insert(held.id.clone(), list.clone());
+        Ok(list)
+    }
+
+    fn composed(&mut self, held: &Arc<Held>) -> Result<Vec<Arc<Held>>, Error> {
+        if let Content::Merge { .. } = held.record()?.content {
             let mut list = Vec::new();
-            for input in parents {
-                list.extend(layers_of(input)?);
+            for input in &held.parents {
+                list.extend(self.of(input)?);
+                if list.len() > MAX_LAYERS {
+                    break;
+                }
             }
-            list
+            return Ok(list);
         }
-        Content::Diff { .. } => {
-            let (Some(lower), Some(upper)) = (parents.next(), parents.next()) else {
-                return Ok(vec![held.clone()]);
-            };
-            let (below, mut all) = (layers_of(lower)?, layers_of(upper)?);
-            let is_below = below.len() < all.len() && below.iter().zip(&all).all(|(a, b)| a.id == b.id);
-            if is_below { all.split_off(below.len()) } else { vec![held.clone()] }
-        }
-    })
+        let [lower, upper] = held.parents.as_slice() else { return Ok(vec![held.clone()]) };
+        let (below, mut all) = (self.of(lower)?, self.of(upper)?);
+        let is_below = below.len() < all.len() && below.iter().zip(&all).all(|(a, b)| a.id == b.id);
+        Ok(if is_below { all.split_off(below.len()) } else { vec![held.clone()] })
+    }
 }
 
 /// What a layer turns into what; either may be nothing.
@@ -83,6 +98,9 @@ impl Refs {
         match flat.as_slice() {
             [] => return Err(Error::Invalid("a merge needs inputs".into()).into()),
             [one] => return Ok(Ref::new(one.clone())),
+            many if many.len() > MAX_LAYERS => {
+                return Err(Error::Invalid(format!("more than {MAX_LAYERS} inputs of a merge")).into());
+            }
             _ => {}
         }
         let content = Content::Merge { inputs: flat.iter().map(|held| held.id.clone()).collect() };
@@ -112,7 +130,8 @@ impl Refs {
         }
         let inner = self.inner.clone();
         blocking(move || {
-            let record = Record { retain: false, ..Record::described(content, &new) };
+            let below = parents.iter().map(|p| p.record()).collect::<Result<Vec<_>, _>>()?;
+            let record = Record { retain: false, ..Record::described(content, &new) }.on(&below)?;
             Ok(Ref::new(inner.begin(&base::id::fresh(), record, parents, true)?))
         })
         .await
@@ -195,7 +214,7 @@ fn build_stack(held: &Arc<Held>, layers: &[Arc<Held>], mounts: &[Option<Sides>])
         dirs.push(dir);
     }
     stack.reverse();
-    held.refs.ledger.change(true, |change| {
+    held.refs.ledger.change(false, |change| {
         for part in &made {
             store.snapshots().adopt(change.tx, part, None)?;
         }
@@ -233,7 +252,7 @@ fn build_copy(held: &Arc<Held>, mounts: &[Option<Sides>]) -> Result<(), Failure>
         for sides in mounts.iter().flatten() {
             sides.apply(&dir, Whiteouts::Remove)?;
         }
-        Ok(held.refs.ledger.change(true, |change| {
+        Ok(held.refs.ledger.change(false, |change| {
             store.snapshots().commit(change.tx, &id)?;
             let mut record = change.get(&held.id)?;
             record.snapshot = Some(id.clone());

@@ -1,5 +1,6 @@
 //! Guards: who holds a ref keeps it and everything below.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 
@@ -11,6 +12,7 @@ use store::MountSpec;
 use sys::mount::Mounted;
 
 use crate::fetch::{BlobSource, Provider};
+use crate::lazy::Unpacked;
 use crate::ledger::{META, pair};
 use crate::model::{Content, Record, RecordType};
 use crate::open::Inner;
@@ -24,6 +26,8 @@ pub(crate) struct Held {
     pub(crate) parents: Vec<Arc<Held>>,
     /// Where its blob comes from while it is lazy.
     provider: Mutex<Option<Provider>>,
+    /// The layer unpacked, waiting for those below.
+    pub(crate) unpacked: Mutex<Option<Unpacked>>,
     /// The read-only mount, shared by all who want one.
     view: Mutex<Weak<Mount>>,
 }
@@ -35,12 +39,25 @@ impl Held {
             id: id.to_owned(),
             parents,
             provider: Mutex::default(),
+            unpacked: Mutex::default(),
             view: Mutex::default(),
         })
     }
 
     pub(crate) fn record(&self) -> Result<Arc<Record>, Error> {
         self.refs.ledger.record(&self.id)
+    }
+
+    /// It and everything below, each once.
+    fn with_ancestors(self: &Arc<Self>) -> Vec<&Arc<Self>> {
+        let (mut seen, mut all, mut rest) = (HashSet::new(), Vec::new(), vec![self]);
+        while let Some(held) = rest.pop() {
+            if seen.insert(&held.id) {
+                all.push(held);
+                rest.extend(&held.parents);
+            }
+        }
+        all
     }
 
     pub(crate) fn attach(&self, provider: Provider) {
@@ -163,25 +180,17 @@ impl Ref {
 
     /// Whether files of it, or of what is below, must still be fetched.
     pub fn is_lazy(&self) -> bool {
-        let mut rest = vec![&self.held];
-        while let Some(held) = rest.pop() {
-            if held.record().is_ok_and(|r| r.snapshot.is_none() && r.blob.is_some()) {
-                return true;
-            }
-            rest.extend(&held.parents);
-        }
-        false
+        let lazy = |held: &Arc<Held>| held.record().is_ok_and(|r| r.snapshot.is_none() && r.blob.is_some());
+        self.held.with_ancestors().into_iter().any(lazy)
     }
 
     /// Where its missing blobs, and those of what is below, can be fetched
     /// from now on.
     pub fn attach(&self, source: Arc<dyn BlobSource>, progress: VertexSink) {
-        let mut rest = vec![&self.held];
-        while let Some(held) = rest.pop() {
+        for held in self.held.with_ancestors() {
             if held.record().is_ok_and(|r| r.blob.is_some()) {
                 held.attach(Provider { source: source.clone(), progress: progress.clone() });
             }
-            rest.extend(&held.parents);
         }
     }
 

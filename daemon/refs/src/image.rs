@@ -106,6 +106,7 @@ impl Inner {
             blob_chain: Some(blob_chain),
             ..Record::new(Content::Layer { parent: below.as_ref().map(|b| b.id.clone()) })
         };
+        let record = record.on(under.as_slice())?;
         self.begin_shared(&base::id::fresh(), record, snapshot, below)
     }
 
@@ -119,7 +120,9 @@ impl Inner {
         below: Option<Arc<Held>>,
     ) -> Result<Arc<Held>, Error> {
         let held = Held::new(self.clone(), id, below.into_iter().collect());
-        self.ledger.change(true, |change| {
+        // After a kill the image is looked up again, so this need not be on
+        // disk before something is built on it, which takes it along.
+        self.ledger.change(false, |change| {
             if let Some(snapshot) = snapshot
                 && self.ledger.store.snapshots().exists(change.tx, &snapshot)?
             {

@@ -5,6 +5,9 @@
 //! which is cheap, then goes from the bottom up. A blob goes through once:
 //! from its source into the store and, decompressed, into its directory, and
 //! counts only when both digests came out as promised.
+//!
+//! None of this waits for the disk: what a kill takes away is brought here
+//! again, and the first result that is built on it takes it along.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
@@ -12,7 +15,9 @@ use std::sync::Arc;
 
 use base::task::blocking;
 use base::{Failure, Kind};
-use futures_util::future::{BoxFuture, FutureExt, try_join, try_join_all};
+use futures_util::StreamExt;
+use futures_util::future::{BoxFuture, FutureExt, try_join_all};
+use futures_util::stream::FuturesOrdered;
 use store::{Applied, Ingest, LooseLayer, Pin, Whiteouts};
 
 use crate::Error;
@@ -31,63 +36,100 @@ impl Ref {
     }
 }
 
-/// Brings a ref here; of several who want it at once, one works.
+/// A layer that is unpacked but not yet a snapshot.
+pub(crate) struct Unpacked {
+    pin: Pin,
+    loose: LooseLayer,
+    applied: Applied,
+}
+
+/// Brings a ref here. Of several who want the same layer at once, one works.
 pub(crate) fn ensure(held: Arc<Held>) -> BoxFuture<'static, Result<(), Failure>> {
     async move {
-        let record = held.record()?;
-        if record.snapshot.is_some() {
-            return Ok(());
+        // The lazy layers on top of each other, and what they stand on.
+        let mut lazy = Vec::new();
+        let mut next = Some(&held);
+        while let Some(held) = next {
+            let record = held.record()?;
+            if record.snapshot.is_some() {
+                break;
+            }
+            if !matches!(record.content, Content::Layer { .. }) {
+                composed(held).await?;
+                break;
+            }
+            lazy.push(held.clone());
+            next = held.parents.first();
         }
-        let inner = held.refs.clone();
-        let key = held.id.clone();
-        let work = || async {
-            // Somebody may have been faster.
-            if held.record()?.snapshot.is_some() {
-                return Ok(());
-            }
-            match &record.content {
-                Content::Layer { .. } => layer(&held).await,
-                Content::Merge { .. } | Content::Diff { .. } => {
-                    try_join_all(held.parents.iter().cloned().map(ensure)).await?;
-                    crate::compose::build(&held).await
-                }
-            }
-        };
-        inner.unlazy.run(key, work).await
+        // Bottom up; all are driven while the first in line is waited for.
+        let mut arriving: FuturesOrdered<_> = lazy.into_iter().rev().map(arrive).collect();
+        while let Some(layer) = arriving.next().await {
+            let layer = layer?;
+            let joined = || async { join(&layer).await };
+            layer.refs.unlazy.run(layer.id.clone(), joined).await?;
+        }
+        Ok(())
     }
     .boxed()
 }
 
-async fn layer(held: &Arc<Held>) -> Result<(), Failure> {
-    let blob = held
-        .record()?
-        .blob
-        .clone()
-        .ok_or_else(|| Error::Invalid(format!("{} has neither files nor a blob", held.id)))?;
-    let below = held.parents.first().cloned();
-    let parent = async {
-        match &below {
-            Some(below) => ensure(below.clone()).await,
-            None => Ok(()),
+async fn composed(held: &Arc<Held>) -> Result<(), Failure> {
+    let work = || async {
+        // Somebody may have been faster.
+        if held.record()?.snapshot.is_some() {
+            return Ok(());
         }
+        try_join_all(held.parents.iter().cloned().map(ensure)).await?;
+        crate::compose::build(held).await
     };
+    held.refs.unlazy.run(held.id.clone(), work).await
+}
+
+fn blob_of(held: &Held) -> Result<Blob, Error> {
+    let blob = held.record()?.blob.clone();
+    blob.ok_or_else(|| Error::Invalid(format!("{} has neither files nor a blob", held.id)))
+}
+
+/// Everything that can be done without the layers below.
+async fn arrive(held: Arc<Held>) -> Result<Arc<Held>, Failure> {
+    let blob = blob_of(&held)?;
     if held.refs.ledger.store.snapshots().is_overlay() {
-        let ((pin, loose, applied), ()) = try_join(unpack_loose(held, &blob), parent).await?;
-        let held = held.clone();
-        blocking(move || join_chain(&held, &pin, loose, &applied)).await
-    } else {
-        let (pin, ()) = try_join(local_blob(held, &blob), parent).await?;
-        let permit = held.refs.unpacks.acquire().await;
-        let counter = held.provider().map(|p| p.progress.counter(format!("extracting {}", pin.digest()), 0));
-        let held = held.clone();
-        let done = blocking(move || unpack_copy(&held, &pin, &blob)).await;
-        drop((permit, counter));
-        done
+        let work = || async {
+            if held.unpacked.lock().is_none() && held.record()?.snapshot.is_none() {
+                let unpacked = unpack_loose(&held, &blob).await?;
+                *held.unpacked.lock() = Some(unpacked);
+            }
+            Ok::<_, Failure>(())
+        };
+        held.refs.unlazy.run(format!("unpack/{}", held.id), work).await?;
+    } else if held.record()?.snapshot.is_none() {
+        local_blob(&held, &blob).await?;
     }
+    Ok(held)
+}
+
+/// The rest, with the layers below in place.
+async fn join(held: &Arc<Held>) -> Result<(), Failure> {
+    if held.record()?.snapshot.is_some() {
+        return Ok(());
+    }
+    let unpacked = held.unpacked.lock().take();
+    if let Some(unpacked) = unpacked {
+        let held = held.clone();
+        return blocking(move || join_chain(&held, unpacked)).await;
+    }
+    let blob = blob_of(held)?;
+    let pin = local_blob(held, &blob).await?;
+    let permit = held.refs.unpacks.acquire().await;
+    let counter = held.provider().map(|p| p.progress.counter(format!("extracting {}", pin.digest()), 0));
+    let held = held.clone();
+    let done = blocking(move || unpack_copy(&held, &pin, &blob)).await;
+    drop((permit, counter));
+    done
 }
 
 /// Unpacks the layer on its own, from the store or straight from its source.
-async fn unpack_loose(held: &Arc<Held>, blob: &Blob) -> Result<(Pin, LooseLayer, Applied), Failure> {
+async fn unpack_loose(held: &Arc<Held>, blob: &Blob) -> Result<Unpacked, Failure> {
     let inner = held.refs.clone();
     // Waiting for others must not take the place of those who work.
     let _permit = inner.unpacks.acquire().await.map_err(|_| Failure::canceled("shutting down"))?;
@@ -110,7 +152,7 @@ async fn unpack_loose(held: &Arc<Held>, blob: &Blob) -> Result<(Pin, LooseLayer,
         blocking(move || {
             let loose = begin(&store)?;
             let applied = store::unpack_layer(pin.open()?, &loose.dir(), whiteouts, Some(&diff_id))?;
-            Ok((pin, loose, applied))
+            Ok(Unpacked { pin, loose, applied })
         })
         .await
     } else {
@@ -132,7 +174,7 @@ async fn unpack_loose(held: &Arc<Held>, blob: &Blob) -> Result<(Pin, LooseLayer,
                 Ok(_) => tee.ingest.commit(Some((&descriptor.digest, descriptor.size)), labels(&diff_id))?,
                 Err(_) => return Err(applied.err().unwrap_or(store::Error::Canceled).into()),
             };
-            Ok((pin, loose, applied?))
+            Ok(Unpacked { pin, loose, applied: applied? })
         });
         both(transfer, work).await
     };
@@ -175,7 +217,8 @@ impl Read for Tee {
 
 /// The layers below are there: takes over what only they know, and makes the
 /// layer a snapshot on them.
-fn join_chain(held: &Held, pin: &Pin, loose: LooseLayer, applied: &Applied) -> Result<(), Failure> {
+fn join_chain(held: &Held, unpacked: Unpacked) -> Result<(), Failure> {
+    let Unpacked { pin, loose, applied } = unpacked;
     let store = &held.refs.ledger.store;
     let parent = held.parents.first().map(|below| snapshot_of(below)).transpose()?;
     if let Some(parent) = &parent {
@@ -183,9 +226,9 @@ fn join_chain(held: &Held, pin: &Pin, loose: LooseLayer, applied: &Applied) -> R
         store::inherit(&loose.dir(), &applied.implied, &store.snapshots().chain(parent)?)?;
     }
     store.fail().pass("layer.unpacked")?;
-    held.refs.ledger.change(true, |change| {
+    held.refs.ledger.change(false, |change| {
         store.snapshots().adopt(change.tx, &loose, parent.as_deref())?;
-        set_unpacked(change, held, pin, loose.id())
+        set_unpacked(change, held, &pin, loose.id())
     })?;
     loose.keep();
     Ok(())
@@ -214,7 +257,7 @@ fn unpack_copy(held: &Held, pin: &Pin, blob: &Blob) -> Result<(), Failure> {
     let unpack = || -> Result<(), Failure> {
         let dir = store.snapshots().dir(&id);
         store::unpack_layer(pin.open()?, &dir, Whiteouts::Remove, Some(&blob.diff_id))?;
-        Ok(inner.ledger.change(true, |change| {
+        Ok(inner.ledger.change(false, |change| {
             store.snapshots().commit(change.tx, &id)?;
             set_unpacked(change, held, pin, &id)
         })?)

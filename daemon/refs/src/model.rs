@@ -1,7 +1,11 @@
 //! What is written down about a ref.
 
+use std::sync::Arc;
+
 use base::{Descriptor, Digest, Timestamp};
 use serde::{Deserialize, Serialize};
+
+use crate::Error;
 
 /// What a ref is for, as disk usage shows it and collection treats it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
@@ -126,7 +130,22 @@ pub(crate) struct Record {
     pub(crate) committed_from: Option<String>,
     /// What this retained mutable was last committed as.
     pub(crate) committed_as: Option<String>,
+    /// The longest way down through parents.
+    #[serde(default)]
+    pub(crate) depth: u32,
+    /// Merges and diffs on the way down with the most of them.
+    #[serde(default)]
+    pub(crate) nesting: u32,
 }
+
+/// Chains of layers may be that long. Kernels stack 500.
+pub(crate) const MAX_DEPTH: u32 = 1000;
+
+/// Merges and diffs within each other.
+pub(crate) const MAX_NESTING: u32 = 100;
+
+/// Layers in a stack, those named twice counted twice.
+pub(crate) const MAX_LAYERS: usize = 4096;
 
 impl Record {
     pub(crate) fn new(content: Content) -> Self {
@@ -148,7 +167,25 @@ impl Record {
             blob_chain: None,
             committed_from: None,
             committed_as: None,
+            depth: 0,
+            nesting: 0,
         }
+    }
+
+    /// Places it on top of `parents`.
+    pub(crate) fn on(mut self, parents: &[Arc<Self>]) -> Result<Self, Error> {
+        let composed = u32::from(!matches!(self.content, Content::Layer { .. }));
+        self.depth = parents.iter().map(|p| p.depth + 1).max().unwrap_or(0);
+        self.nesting = composed + parents.iter().map(|p| p.nesting).max().unwrap_or(0);
+        if self.depth > MAX_DEPTH {
+            return Err(Error::Invalid(format!("more than {MAX_DEPTH} layers on top of each other")));
+        }
+        if self.nesting > MAX_NESTING {
+            return Err(Error::Invalid(format!(
+                "more than {MAX_NESTING} merges and diffs within each other"
+            )));
+        }
+        Ok(self)
     }
 
     pub(crate) fn described(content: Content, new: &NewRef) -> Self {

@@ -211,6 +211,8 @@ impl Mutable {
                 record_type: old.record_type,
                 description: old.description.clone(),
                 snapshot: old.snapshot.clone(),
+                depth: old.depth,
+                nesting: old.nesting,
                 ..Record::new(old.content.clone())
             };
             if old.retain {

@@ -4,6 +4,7 @@
 //! then on nobody can get hold of them. Sizes are counted and files deleted
 //! without any lock.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use base::{Failure, Timestamp};
 
 use crate::Refs;
 use crate::filter::Filters;
+use crate::ledger::Entry;
 use crate::model::RecordType;
 use crate::open::Inner;
 use crate::usage::Usage;
@@ -34,8 +36,8 @@ pub struct PrunePolicy {
     pub min_free: u64,
 }
 
-/// Records removed at once when there is no limit to stop at.
-const BATCH: usize = 10;
+/// Records removed in one transaction.
+const BATCH: usize = 50;
 
 const GB: u64 = 1_000_000_000;
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
@@ -161,20 +163,22 @@ impl Refs {
     ) -> Result<(), Failure> {
         let filters = Arc::new(Filters::parse(&policy.filters)?);
         let capped = policy.max_used != 0 || policy.reserved != 0 || policy.min_free != 0;
-        let mut total: u64 = 0;
-        let mut keep = None;
-        if capped {
-            let list = self.usage(&[], None).await?;
-            total = list.iter().filter(|usage| !usage.shared).map(|usage| usage.size).sum();
-            keep = allowed(policy, total, self.store().disk()?.free);
-        }
+        let all = self.listed(capped).await?;
+        let shared: Arc<HashSet<String>> =
+            Arc::new(all.iter().filter(|usage| usage.shared).map(|usage| usage.id.clone()).collect());
+        let mut total: u64 = all.iter().filter(|usage| !usage.shared).map(|usage| usage.size).sum();
+        let keep = if capped { allowed(policy, total, self.store().disk()?.free) } else { None };
         loop {
-            if keep.is_some_and(|keep| i64::try_from(total).unwrap_or(i64::MAX) <= keep) {
-                return Ok(());
-            }
-            let (inner, policy, filters) = (self.inner.clone(), policy.clone(), filters.clone());
-            let batch = if keep.is_some() { 1 } else { BATCH };
-            let gone = blocking(move || inner.prune_some(&policy, &filters, batch)).await?;
+            let excess = match keep {
+                Some(keep) => match u64::try_from(i64::try_from(total).unwrap_or(i64::MAX) - keep) {
+                    Ok(excess) if excess > 0 => Some(excess),
+                    _ => return Ok(()),
+                },
+                None => None,
+            };
+            let (inner, policy) = (self.inner.clone(), policy.clone());
+            let (filters, shared) = (filters.clone(), shared.clone());
+            let gone = blocking(move || inner.prune_some(&policy, &filters, &shared, excess)).await?;
             if gone.is_empty() {
                 return Ok(());
             }
@@ -184,20 +188,32 @@ impl Refs {
             }
         }
     }
+
+    /// All that counts, `sized` with sizes.
+    async fn listed(&self, sized: bool) -> Result<Vec<Usage>, Failure> {
+        let inner = self.inner.clone();
+        blocking(move || {
+            let mut list = inner.list();
+            inner.mark_shared(&mut list)?;
+            for usage in list.iter_mut().filter(|_| sized) {
+                usage.size = inner.size_of(usage)?;
+            }
+            Ok(list)
+        })
+        .await
+    }
 }
 
 impl Inner {
+    /// Removes some of what matches: as much as is too much, or a batch.
     fn prune_some(
         &self,
         policy: &PrunePolicy,
         filters: &Filters,
-        batch: usize,
+        shared: &HashSet<String>,
+        excess: Option<u64>,
     ) -> Result<Vec<Usage>, Failure> {
         let now = Timestamp::now();
-        let mut list = self.list();
-        if !policy.all || !policy.filters.is_empty() {
-            self.mark_shared(&mut list)?;
-        }
         let spared = |usage: &Usage| {
             let own = matches!(usage.record_type, RecordType::Internal | RecordType::Frontend);
             let recent = policy.keep_duration.is_some_and(|keep| {
@@ -205,64 +221,70 @@ impl Inner {
             });
             (!policy.all && (own || usage.shared)) || recent
         };
-        list.retain(|usage| {
+        let mut list = self.list();
+        list.retain_mut(|usage| {
+            usage.shared = shared.contains(&usage.id);
             // What it stands on is not for filters to see here.
             let field = |name: &str| if name == "parents" { None } else { usage.field(name) };
             !usage.in_use && !spared(usage) && filters.matches(field)
         });
         {
             let state = self.ledger.lock();
-            list.retain(|usage| state.entries.get(&usage.id).is_some_and(crate::ledger::Entry::is_free));
+            list.retain(|usage| state.entries.get(&usage.id).is_some_and(Entry::is_free));
         }
-        if batch == 1 {
+        if excess.is_some() {
             sort(&mut list);
         }
+        let mut freed = 0;
         let mut chosen = Vec::new();
-        let mut ids = Vec::new();
-        {
-            let mut state = self.ledger.lock();
-            for usage in list {
-                if chosen.len() == batch {
-                    break;
-                }
-                let Some(entry) = state.entries.get(&usage.id).filter(|entry| entry.is_free()) else {
-                    continue;
-                };
-                // What it was committed as goes with it.
-                let twin = entry.record.committed_as.clone().filter(|id| state.entries.contains_key(id));
-                if twin.as_ref().is_some_and(|id| !state.entries.get(id).is_some_and(|e| e.is_free())) {
-                    continue;
-                }
-                for id in twin.into_iter().chain([usage.id.clone()]) {
-                    if let Some(entry) = state.entries.get_mut(&id) {
-                        entry.dying = true;
-                    }
-                    ids.push(id);
-                }
-                chosen.push(usage);
+        for mut usage in list {
+            if chosen.len() == BATCH || excess.is_some_and(|excess| freed >= excess) {
+                break;
             }
+            // Somebody may get hold of it while it is counted, but not later.
+            usage.size = self.size_of(&usage)?;
+            freed += usage.size;
+            chosen.push(usage);
         }
-        let result = self.remove_chosen(&mut chosen, &ids);
-        if result.is_err() {
+        let ids = self.mark_dying(&mut chosen);
+        if ids.is_empty() {
+            return Ok(chosen);
+        }
+        let removed = self.ledger.store.fail().pass("prune.chosen").map_err(Into::into);
+        if let Err(e) = removed.and_then(|()| self.ledger.remove(&ids, true)) {
             let mut state = self.ledger.lock();
             for id in &ids {
                 if let Some(entry) = state.entries.get_mut(id) {
                     entry.dying = false;
                 }
             }
+            return Err(e.into());
         }
-        result.map(|()| chosen)
+        Ok(chosen)
     }
 
-    fn remove_chosen(&self, chosen: &mut [Usage], ids: &[String]) -> Result<(), Failure> {
-        if chosen.is_empty() {
-            return Ok(());
-        }
-        for usage in chosen.iter_mut() {
-            usage.size = self.size_of_dying(&usage.id)?;
-        }
-        self.ledger.store.fail().pass("prune.chosen")?;
-        Ok(self.ledger.remove(ids, true)?)
+    /// Marks those that are still free, and what they were committed as; the
+    /// ids of all of these.
+    fn mark_dying(&self, chosen: &mut Vec<Usage>) -> Vec<String> {
+        let mut ids = Vec::new();
+        let mut state = self.ledger.lock();
+        chosen.retain(|usage| {
+            let Some(entry) = state.entries.get(&usage.id).filter(|entry| entry.is_free()) else {
+                return false;
+            };
+            let twin = entry.record.committed_as.clone().filter(|id| state.entries.contains_key(id));
+            if twin.as_ref().is_some_and(|id| !state.entries.get(id).is_some_and(Entry::is_free)) {
+                return false;
+            }
+            for id in twin.into_iter().chain([usage.id.clone()]) {
+                if let Some(entry) = state.entries.get_mut(&id) {
+                    entry.dying = true;
+                }
+                ids.push(id);
+            }
+            true
+        });
+        ids
     }
 }
 

@@ -177,15 +177,6 @@ impl Inner {
         }
     }
 
-    /// As [`Self::size_of`], for one that is about to be removed.
-    pub(crate) fn size_of_dying(&self, id: &str) -> Result<u64, Error> {
-        let record = self.ledger.lock().entries.get(id).map(|entry| entry.record.clone());
-        match record {
-            Some(record) => record.size.map_or_else(|| self.count(&record), Ok),
-            None => Ok(0),
-        }
-    }
-
     fn count(&self, record: &Record) -> Result<u64, Error> {
         let store = &self.ledger.store;
         let mut size = 0;

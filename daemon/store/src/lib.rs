@@ -70,8 +70,8 @@ pub struct Options {
     /// How directory trees are kept.
     pub snapshotter: Snapshotter,
     /// Wait for the disk before a blob gets its name. A killed process loses
-    /// nothing either way; a power cut may, and its blobs are verified again
-    /// when they are read for export.
+    /// nothing either way; after a power cut a blob may have the right size
+    /// and the wrong bytes.
     pub sync_blobs: bool,
 }
 

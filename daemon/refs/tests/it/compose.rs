@@ -133,3 +133,28 @@ async fn strangers_are_compared() {
     }
     assert_eq!(digests[0], digests[1]);
 }
+
+#[tokio::test]
+async fn trees_within_trees_have_an_end() {
+    let dir = Dir::new();
+    let refs = dir.refs().await;
+    let (a, b) = (file(&refs, None, "a", "1").await, file(&refs, None, "b", "1").await);
+    let mut doubled = merge(&refs, &[&a, &b]).await;
+    let refused = loop {
+        match refs.merge(&[doubled.clone(), doubled.clone()], NewRef::default()).await {
+            Ok(next) => doubled = next,
+            Err(e) => break e,
+        }
+    };
+    assert_eq!(refused.kind(), base::Kind::InvalidArgument);
+    // Both sides hold all that came before, in ever deeper comparisons.
+    let mut deep = diff(&refs, &a, Some(&b)).await;
+    let refused = loop {
+        match refs.diff(Some(&deep), Some(&deep), NewRef::default()).await {
+            Ok(next) => deep = next,
+            Err(e) => break e,
+        }
+    };
+    assert_eq!(refused.kind(), base::Kind::InvalidArgument);
+    assert!(tree(&deep).await.is_empty());
+}

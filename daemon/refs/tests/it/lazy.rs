@@ -72,6 +72,24 @@ async fn siblings_come_in_parallel() {
 }
 
 #[tokio::test]
+async fn many_layers_are_fine_and_too_many_are_refused() {
+    let dir = Dir::new();
+    let refs = dir.refs().await;
+    let registry = Registry::new();
+    let names: Vec<String> = (0..1010).map(|n| n.to_string()).collect();
+    let layers: Vec<_> = names
+        .iter()
+        .map(|n| registry.layer_as(CompressionKind::Uncompressed, &[(n, ""), ("last", n)]))
+        .collect();
+    let image = registry.image(&refs, &layers[..300]).await;
+    let files = tree(&image).await;
+    assert_eq!(files.len(), 301);
+    assert!(files.contains(&"last=299".into()));
+    let all = refs.image(layers, registry.source(), RecordType::Regular, VertexSink::none()).await;
+    assert_eq!(all.unwrap_err().kind(), Kind::InvalidArgument);
+}
+
+#[tokio::test]
 async fn a_broken_stream_is_taken_up_where_it_broke() {
     let dir = Dir::new();
     let refs = dir.refs().await;
@@ -199,8 +217,11 @@ async fn the_same_files_in_another_blob_are_not_unpacked_again() {
     assert_eq!(tree(&second).await, ["a=1", "b=2"]);
 }
 
+/// Id, current, total, done.
+type Progress = (String, i64, i64, bool);
+
 #[derive(Default, Clone)]
-struct Seen(Arc<Mutex<Vec<(String, i64, i64, bool)>>>);
+struct Seen(Arc<Mutex<Vec<Progress>>>);
 
 impl Report for Seen {
     fn report(&self, event: Event) {

@@ -77,7 +77,7 @@ async fn a_retained_one_can_be_had_again() {
     mount.unmount().await.unwrap();
     let first = mutable.commit().await.unwrap();
     assert_eq!(tree(&first).await, ["x=1"]);
-    assert_eq!(refs.search("local.sharedKey:x"), [id.clone()]);
+    assert_eq!(refs.search("local.sharedKey:x"), std::slice::from_ref(&id));
     assert!(matches!(refs.get_mutable(&id).await, Err(Error::Locked { .. })));
 
     let first_id = first.id().to_owned();

@@ -164,7 +164,10 @@ fn broken_headers_are_refused() {
         let mut header = tar::Header::new_ustar();
         header.set_entry_type(tar::EntryType::XHeader);
         header.set_size(bad.len() as u64);
-        (header.set_mode(0), header.set_uid(0), header.set_gid(0), header.set_mtime(0));
+        header.set_mode(0);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(0);
         header.set_cksum();
         archive.extend_from_slice(header.as_bytes());
         archive.extend_from_slice(bad);

@@ -117,7 +117,10 @@ impl Tar {
         header.set_path(name).unwrap();
         header.set_entry_type(tar::EntryType::Char);
         header.set_mode(0o600);
-        (header.set_uid(0), header.set_gid(0), header.set_mtime(0), header.set_size(0));
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(0);
+        header.set_size(0);
         header.set_device_major(major).unwrap();
         header.set_device_minor(minor).unwrap();
         header.set_cksum();
