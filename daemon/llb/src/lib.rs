@@ -18,3 +18,14 @@ mod protojson;
 
 pub use error::Error;
 pub use graph::{Edge, Graph, Vertex};
+
+/// An operation in the bytes that its digest is made of: those of Go's
+/// deterministic marshalling, which writes the members of a one-of after all
+/// other fields. In no other message of LLB does that make a difference.
+pub fn encode(mut op: proto::pb::Op) -> Vec<u8> {
+    use prost::Message;
+    let what = proto::pb::Op { op: op.op.take(), ..proto::pb::Op::default() };
+    let mut bytes = op.encode_to_vec();
+    bytes.extend(what.encode_to_vec());
+    bytes
+}

@@ -219,7 +219,7 @@ impl Written {
         let filter = [defaults.filters.as_slice(), &options.filters].concat();
         let op =
             pb::Op { inputs, platform, constraints: Some(pb::WorkerConstraints { filter }), op: Some(op) };
-        Ok((op.encode_to_vec(), Some(options.meta)))
+        Ok((crate::encode(op), Some(options.meta)))
     }
 
     fn locate(&mut self, digest: &str, locations: &[SourceLocation]) {
