@@ -55,12 +55,6 @@ pub fn split(path: &str) -> (&str, &str) {
     path.split_at(path.rfind('/').map_or(0, |at| at + 1))
 }
 
-/// `path.Ext`: from the last dot of the last element, or empty.
-pub fn ext(path: &str) -> &str {
-    let (_, last) = split(path);
-    last.rfind('.').map_or("", |at| &last[at..])
-}
-
 /// `path.IsAbs`.
 pub fn is_abs(path: &str) -> bool {
     path.starts_with('/')
@@ -109,6 +103,5 @@ mod tests {
         for (path, want) in [("", "."), ("a", "."), ("/a", "/"), ("a/b/", "a/b"), ("a//b", "a")] {
             assert_eq!(dir(path), want, "{path}");
         }
-        assert_eq!((ext("a.b/c"), ext("a.b.c"), ext("a/.x")), ("", ".c", ".x"));
     }
 }

@@ -157,21 +157,6 @@ impl Matcher {
         }
         Ok((matched, MatchInfo(info)))
     }
-
-    /// The same for a walk that only knows whether the directory itself was
-    /// meant. Wrong where a `!` follows; kept for transfers, which use it.
-    ///
-    /// # Errors
-    /// As [`matches_or_parent`](Self::matches_or_parent).
-    pub fn matches_given_parent(&self, path: &str, parent: bool) -> Result<bool, Error> {
-        let mut matched = parent;
-        for pattern in &self.patterns {
-            if pattern.exclusion == matched && pattern.matches(path)? {
-                matched = !pattern.exclusion;
-            }
-        }
-        Ok(matched)
-    }
 }
 
 impl Pattern {

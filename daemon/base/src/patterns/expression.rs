@@ -86,7 +86,7 @@ fn translate(go: &str) -> Option<String> {
     while let Some(c) = chars.next() {
         match c {
             '\\' if chars.next_if_eq(&'Q').is_some() => quoted(&mut chars, &mut out),
-            '\\' => out.push_str(&escaped(chars.next()?, false)?),
+            '\\' => out.push_str(&escaped(&mut chars, false)?),
             '[' => class(&mut chars, &mut names, &mut out)?,
             ']' => out.push_str("\\]"),
             '#' | '&' | '~' | '-' => out.push_str(&literal(c)),
@@ -173,15 +173,16 @@ fn is_set(item: &str) -> bool {
 
 /// One character or set of a class, of which `c` is the first character.
 fn item(c: char, chars: &mut Chars<'_>) -> Option<String> {
-    if c == '\\' { escaped(chars.next()?, true) } else { Some(literal(c)) }
+    if c == '\\' { escaped(chars, true) } else { Some(literal(c)) }
 }
 
 fn literal(c: char) -> String {
     escape(c.encode_utf8(&mut [0; 4]))
 }
 
-/// What `\` before `c` means.
-fn escaped(c: char, in_class: bool) -> Option<String> {
+/// What `\` before the next character means.
+fn escaped(chars: &mut Chars<'_>, in_class: bool) -> Option<String> {
+    let c = chars.next()?;
     if c.is_ascii() && !c.is_ascii_alphanumeric() {
         return Some(literal(c));
     }
@@ -196,6 +197,11 @@ fn escaped(c: char, in_class: bool) -> Option<String> {
         'D' => other("0-9"),
         'S' => other("\\t\\n\\f\\r "),
         'W' => other("0-9A-Za-z_"),
+        // Two digits: the form in braces cannot be written, they are escaped.
+        'x' => {
+            let (high, low) = (chars.next()?.to_digit(16)?, chars.next()?.to_digit(16)?);
+            literal(char::from_u32(high << 4 | low)?)
+        }
         'A' | 'z' if !in_class => format!("\\{c}"),
         'b' if !in_class => "(?-u:\\b)".to_owned(),
         _ => return None,

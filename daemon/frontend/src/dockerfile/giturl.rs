@@ -144,27 +144,6 @@ impl GitRef {
     }
 }
 
-/// The reference with its query written as fragment; `None` when it is none.
-pub fn fragment_format(text: &str, with_subdir: bool) -> Option<String> {
-    let parsed = GitRef::parse(text).ok()??;
-    let subdir = if with_subdir { inside(&parsed.subdir) } else { String::new() };
-    let mut out = parsed.remote;
-    if !parsed.reference.is_empty() || !subdir.is_empty() {
-        out.push('#');
-        out.push_str(&parsed.reference);
-    }
-    if !subdir.is_empty() {
-        out.push(':');
-        out.push_str(&subdir);
-    }
-    Some(out)
-}
-
-/// Whether `text` is a whole commit hash.
-pub fn is_commit(text: &str) -> bool {
-    matches!(text.len(), 40 | 64) && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
-}
-
 /// Sets `field`, which may only have been set to the same.
 fn same(what: &'static str, field: &mut String, value: String) -> Result<(), Problem> {
     if !field.is_empty() && *field != value {
@@ -292,16 +271,5 @@ mod tests {
             let error = GitRef::parse(&format!("https://h/a.git?{query}")).unwrap_err();
             assert_eq!(error.to_string(), want);
         }
-    }
-
-    #[test]
-    fn writes_fragments() {
-        assert_eq!(
-            fragment_format("https://h/a.git?tag=v1&subdir=/x", true).as_deref(),
-            Some("https://h/a.git#refs/tags/v1:x")
-        );
-        assert_eq!(fragment_format("https://h/a.git#:x", false).as_deref(), Some("https://h/a.git"));
-        assert_eq!(fragment_format("nothing", true), None);
-        assert!(is_commit(&"a".repeat(40)) && !is_commit(&"A".repeat(40)) && !is_commit("a"));
     }
 }

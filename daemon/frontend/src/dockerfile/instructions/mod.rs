@@ -331,9 +331,3 @@ pub enum Sharing {
     Private,
     Locked,
 }
-
-/// Where among `stages` the one called `name` is, by name and in any case. The
-/// first of that name counts. Indices are the caller's affair.
-pub fn find_stage(stages: &[Stage], name: &str) -> Option<usize> {
-    stages.iter().position(|s| s.name.eq_ignore_ascii_case(name))
-}

@@ -42,11 +42,7 @@ fn makes_stages() {
     assert_eq!((base.doc.as_str(), base.lines), ("the bottom", Lines::new(4, 4)));
     assert_eq!(base.code, "from --platform=$P alpine:$A as Base");
     assert_eq!(file.stages[1].instructions[0].name, "ENV");
-    assert_eq!(find_stage(&file.stages, "BASE"), Some(0));
-    assert_eq!(find_stage(&file.stages, "0"), None);
 }
-
-use super::super::find_stage;
 
 #[test]
 fn reads_instructions() {

@@ -3,8 +3,8 @@
 use base::failure::SourceExcerpt;
 use serde::Serialize;
 
+use super::super::Lines;
 use super::super::lint;
-use super::super::{Error, Lines};
 use super::definition::{self, Definition};
 use super::{Answer, Location, base64, json};
 
@@ -76,11 +76,6 @@ impl Report {
         }
     }
 
-    /// [`new`](Self::new) of an error in the file itself.
-    pub fn of_error(file: SourceExcerpt, warnings: &[lint::Warning], error: &Error) -> Self {
-        Self::new(file, warnings, Some((error.to_string(), &error.locations)))
-    }
-
     /// The document. Its status is one when there is anything in it.
     pub fn answer(&self) -> Answer {
         let mut warnings: Vec<&Warning> = self.warnings.iter().flatten().collect();
@@ -135,7 +130,7 @@ mod tests {
         };
         match parser::parse(text.as_bytes()).and_then(|p| instructions::parse(&p.nodes, &linter)) {
             Ok(_) => Report::new(file, &linter.take(), None),
-            Err(error) => Report::of_error(file, &linter.take(), &error),
+            Err(error) => Report::new(file, &linter.take(), Some((error.to_string(), &error.locations))),
         }
         .answer()
     }
