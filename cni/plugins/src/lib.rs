@@ -1,1 +1,27 @@
-//! The bundled CNI plugins, one program and a library.
+//! The bundled CNI plugins: `bridge`, `host-local`, `loopback`, `firewall`, `portmap`,
+//! `tuning`, `dummy` and `static`.
+//!
+//! Each is an ordinary CNI plugin, reached through the program `buildkit-cni` under the
+//! plugin's name, and the same code for a daemon that calls it without another process.
+//! The kernel is spoken to by netlink directly, rules are nftables; where the kernel has
+//! none, the `iptables` program is called.
+
+mod bridge;
+mod bundled;
+mod conf;
+mod default_network;
+mod dummy;
+mod firewall;
+mod host_local;
+mod ipam;
+pub mod link;
+mod loopback;
+pub mod netlink;
+mod nft;
+mod portmap;
+pub mod program;
+mod rules;
+mod static_ipam;
+mod tuning;
+
+pub use bundled::Plugins;

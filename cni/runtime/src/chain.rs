@@ -177,26 +177,38 @@ impl Chain {
             config: &Value::Object(fields),
             namespace_ends: step.namespace_ends,
         };
-        match self.find(&plugin.kind)? {
-            Found::Own(own) => own.call(&call).map_err(failed),
-            Found::Program(program) => exec::call(&program, &plugin.kind, &call, TIMEOUT),
-        }
+        delegate(self.bundled.as_ref(), &plugin.kind, &call)
     }
+}
 
-    /// A program in the path is called, unless it is this very program: then the call
-    /// needs no other process. Without a program the bundled plugin serves.
-    fn find(&self, kind: &str) -> Result<Found, Error> {
-        let own = self.bundled.plugin(kind);
-        let program = self.path.iter().map(|dir| dir.join(kind)).find(|p| is_program(p));
-        match (program, own) {
-            (Some(program), Some(own)) if self.bundled.is_own_program(&program) => Ok(Found::Own(own)),
-            (Some(program), _) => Ok(Found::Program(program)),
-            (None, Some(own)) => Ok(Found::Own(own)),
-            (None, None) => Err(Error::NoPlugin {
-                kind: kind.into(),
-                searched: std::env::join_paths(&self.path).unwrap_or_default().into(),
-            }),
-        }
+/// Calls the plugin of a type. A program in the call's path is called, unless it is this
+/// very program: then the call needs no other process. Without a program the bundled
+/// plugin serves.
+///
+/// # Errors
+/// When there is no such plugin, or its own.
+pub fn delegate(bundled: &dyn Bundled, kind: &str, call: &Call<'_>) -> Result<Option<NetworkResult>, Error> {
+    match find(bundled, kind, call.path)? {
+        Found::Own(own) => own.call(call).map_err(|source| Error::Plugin {
+            kind: kind.into(),
+            command: call.command.name(),
+            source,
+        }),
+        Found::Program(program) => exec::call(&program, kind, call, TIMEOUT),
+    }
+}
+
+fn find(bundled: &dyn Bundled, kind: &str, path: &[PathBuf]) -> Result<Found, Error> {
+    let own = bundled.plugin(kind);
+    let program = path.iter().map(|dir| dir.join(kind)).find(|p| is_program(p));
+    match (program, own) {
+        (Some(program), Some(own)) if bundled.is_own_program(&program) => Ok(Found::Own(own)),
+        (Some(program), _) => Ok(Found::Program(program)),
+        (None, Some(own)) => Ok(Found::Own(own)),
+        (None, None) => Err(Error::NoPlugin {
+            kind: kind.into(),
+            searched: std::env::join_paths(path).unwrap_or_default().into(),
+        }),
     }
 }
 
