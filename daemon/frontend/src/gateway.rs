@@ -415,7 +415,7 @@ pub struct Warning {
 }
 
 /// Where an image's configuration is looked for.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct ImageOptions {
     /// Which platform; the worker's without.
     pub platform: Option<Platform>,
@@ -428,7 +428,7 @@ pub struct ImageOptions {
 }
 
 /// An OCI layout that a client serves.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Layout {
     /// The session.
     pub session_id: String,

@@ -34,6 +34,15 @@ fn entries(definition: &pb::Definition) -> Result<Vec<Entry<'_>>, Error> {
         .collect()
 }
 
+/// A definition as Go writes it in JSON.
+pub struct DefinitionJson<'a>(pub &'a pb::Definition);
+
+impl Serialize for DefinitionJson<'_> {
+    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        Json(self.0).serialize(s)
+    }
+}
+
 /// One line of JSON per operation, in the order of the definition.
 ///
 /// # Errors

@@ -14,7 +14,7 @@ use super::stage::{Id, Step};
 use super::{expose, names, ospath};
 use crate::dockerfile::instructions::{self, Arg, Command, CommandLine, Instruction, KeyValue, Label};
 use crate::dockerfile::lint::{Linter, Violation, checks};
-use crate::dockerfile::shell::Lex;
+use crate::dockerfile::shell::{self, Lex};
 
 /// Arguments that say whether to scan. They are no environment.
 const SCAN_CONTEXT: &str = "BUILDKIT_SBOM_SCAN_CONTEXT";
@@ -198,9 +198,19 @@ impl Converter<'_> {
             command: (),
         };
         let replace = |lex: &Lex, word: &str| -> Result<String> {
-            let expanded = lex.expand(word, env)?;
-            checks::undefined_variables(&place, &expanded.unmatched, &known, env, lint);
-            Ok(expanded.text)
+            let expanded = lex.expand(word, env);
+            let unmatched = match &expanded {
+                Ok(expanded) => expanded.unmatched.clone(),
+                // A variable that is demanded was looked for, too.
+                Err(shell::Error { reason: shell::Reason::Required { name, .. }, .. })
+                    if env.get(name).is_none() =>
+                {
+                    BTreeSet::from([name.clone()])
+                }
+                Err(_) => BTreeSet::new(),
+            };
+            checks::undefined_variables(&place, &unmatched, &known, env, lint);
+            Ok(expanded?.text)
         };
         // An argument's default may not count, so neither may its errors.
         if !matches!(instruction.command, Command::Arg(_)) {

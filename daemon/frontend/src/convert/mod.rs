@@ -40,6 +40,8 @@ use crate::dockerui::Client;
 pub use build::build;
 pub use epoch::Epoch;
 pub use error::Failed;
+pub(crate) use platform::{BadPlatform, parse as parse_platform};
+
 pub use image::{Config, Healthcheck, History, Image};
 
 use error::Result;

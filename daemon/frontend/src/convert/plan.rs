@@ -215,7 +215,9 @@ impl<'a> Converter<'a> {
                 return Err(Failed::new(text).at(lines));
             }
             let parsed = platform::parse(&expanded.text).map_err(|e| {
-                Failed::new(format!("failed to parse platform {}: {e}{meant}", source.platform)).at(lines)
+                Failed::new(format!("failed to parse platform {}: {e}{meant}", source.platform))
+                    .at(lines)
+                    .at(lines)
             })?;
             used.extend(expanded.matched);
             for_platform = Some(parsed);

@@ -16,7 +16,7 @@ use crate::dockerfile::instructions::Command;
 use crate::dockerfile::lint::checks;
 use crate::dockerfile::suggest::suggest;
 use crate::dockerui::Loaded;
-use crate::gateway::{ImageOptions, ResolvedImage, resolve_image};
+use crate::gateway::{ImageOptions, ResolvedImage};
 
 /// What a base image turned out to be.
 enum Base {
@@ -125,7 +125,7 @@ impl Converter<'_> {
             log_name: format!("{prefix} load metadata for {full}"),
             layout: None,
         };
-        let found = resolve_image(client.gateway(), &full, options).await;
+        let found = client.resolve_image(&full, options).await;
         let (found, digest, config) = match found {
             Ok(ResolvedImage::Image { reference, digest, config }) => (reference, digest, config),
             Ok(ResolvedImage::Other { identifier }) => {
@@ -224,7 +224,8 @@ impl Converter<'_> {
             let state = source.state(&full)?;
             if needed {
                 let (lines, has) = (stage.source.lines, stage.image.runs_on());
-                checks::base_image_platform(&original, &platform, &has, lines, &self.lint);
+                let (wanted, has) = (platform.clone().normalized(), has.normalized());
+                checks::base_image_platform(&original, &wanted, &has, lines, &self.lint);
             }
             state
         };

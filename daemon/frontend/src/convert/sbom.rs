@@ -7,9 +7,7 @@ use llb::build::{Defaults, FileAction, Image as ImageSource, Mount, Options, Run
 
 use super::image::Image;
 use crate::dockerui::{Client, Sbom};
-use crate::gateway::{
-    Attestation, AttestationKind, ImageOptions, RefId, ResolvedImage, Solve, resolve_image,
-};
+use crate::gateway::{Attestation, AttestationKind, ImageOptions, RefId, ResolvedImage, Solve};
 
 const CORE: &str = "sbom";
 const SOURCE: &str = "/run/src";
@@ -41,7 +39,7 @@ impl Scanner {
             resolve_mode: client.options().opts.get("image-resolve-mode").cloned().unwrap_or_default(),
             ..ImageOptions::default()
         };
-        let (image, raw) = match resolve_image(client.gateway(), &wanted.generator, options).await? {
+        let (image, raw) = match client.resolve_image(&wanted.generator, options).await? {
             ResolvedImage::Image { reference, config, .. } => (reference, config),
             ResolvedImage::Other { identifier } => {
                 return Err(Failure::new(

@@ -1,5 +1,6 @@
 //! Where a build's files come from: the definition, the context, the ignore file.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use base::{Digest, Failure, Kind, gopath, patterns};
@@ -8,7 +9,7 @@ use tokio::sync::{Mutex, OnceCell};
 
 use super::config::Config;
 use super::options::get;
-use crate::gateway::{self, FileRange, Gateway, RefId, Solve};
+use crate::gateway::{self, FileRange, Gateway, ImageOptions, RefId, ResolvedImage, Solve, resolve_image};
 use crate::gitref;
 
 pub(super) const IGNORE_FILE: &str = ".dockerignore";
@@ -20,7 +21,12 @@ pub struct Client {
     config: Config,
     places: OnceCell<Places>,
     ignore: Mutex<Option<Ignore>>,
+    images: Mutex<HashMap<(String, ImageOptions), Arc<Resolving>>>,
 }
+
+/// An image that is looked up once for all stages and platforms. An error is
+/// remembered, too: one build sees one registry.
+type Resolving = OnceCell<Result<ResolvedImage, Failure>>;
 
 /// Where things are.
 struct Places {
@@ -59,7 +65,13 @@ impl Client {
     /// The option that makes no sense.
     pub fn new(gateway: Arc<dyn Gateway>) -> Result<Self, Failure> {
         let config = Config::new(gateway.options())?;
-        Ok(Self { gateway, config, places: OnceCell::new(), ignore: Mutex::new(None) })
+        Ok(Self {
+            gateway,
+            config,
+            places: OnceCell::new(),
+            ignore: Mutex::new(None),
+            images: Mutex::default(),
+        })
     }
 
     /// What was asked for.
@@ -75,6 +87,17 @@ impl Client {
     /// What the frontend was started with.
     pub fn options(&self) -> &gateway::Options {
         self.gateway.options()
+    }
+
+    /// The configuration of the image `reference`, which is normalised.
+    pub(crate) async fn resolve_image(
+        &self,
+        reference: &str,
+        options: ImageOptions,
+    ) -> Result<ResolvedImage, Failure> {
+        let key = (reference.to_owned(), options.clone());
+        let cell = Arc::clone(self.images.lock().await.entry(key).or_default());
+        cell.get_or_init(|| resolve_image(&*self.gateway, reference, options)).await.clone()
     }
 
     /// How definitions that only this frontend needs are written.

@@ -11,7 +11,7 @@ use llb::reference::Reference;
 
 use super::context::{Client, IGNORE_FILE, git_context, parse_ignore};
 use crate::convert::Image;
-use crate::gateway::{ImageOptions, Layout, ResolvedImage, resolve_image};
+use crate::gateway::{ImageOptions, Layout, ResolvedImage};
 
 /// Policy may send a name from one place to another, but not in circles.
 const MAX_REDIRECTS: usize = 10;
@@ -149,7 +149,7 @@ impl Client {
             log_name: format!("[context {shown}] load metadata for {given}"),
             layout: None,
         };
-        match resolve_image(self.gateway(), &reference.to_string(), options).await? {
+        match self.resolve_image(&reference.to_string(), options).await? {
             ResolvedImage::Other { identifier } => match identifier.split_once("://") {
                 Some((scheme, rest)) => Ok(Step::Redirect(format!("{scheme}:{rest}"))),
                 None => Err(bad(format!("could not parse ref: {identifier}"))),
@@ -197,7 +197,7 @@ impl Client {
             log_name: format!("[context {shown}] load metadata for {reference}"),
             layout: Some(Layout { session_id: session_id.clone(), store_id: store.to_owned() }),
         };
-        let config = match resolve_image(self.gateway(), &reference, options).await? {
+        let config = match self.resolve_image(&reference, options).await? {
             ResolvedImage::Image { config, .. } => config,
             ResolvedImage::Other { identifier } => {
                 return Err(bad(format!(

@@ -8,6 +8,7 @@ use base::{Failure, Kind, Platform};
 use llb::build::ResolveMode;
 use proto::pb;
 
+use crate::convert::{BadPlatform, parse_platform};
 use crate::dockerfile::instructions::csv;
 
 type Opts = BTreeMap<String, String>;
@@ -29,7 +30,10 @@ pub(super) fn get<'a>(opts: &'a Opts, key: &str) -> Option<&'a str> {
 pub(super) fn platforms(text: &str) -> Result<Vec<Platform>, Failure> {
     text.split(',')
         .map(|p| {
-            p.parse().map_err(|e| bad(format!("{e}")).context(format!("failed to parse target platform {p}")))
+            let parsed = parse_platform(p);
+            let wrong =
+                |e: BadPlatform| bad(e.to_string()).context(format!("failed to parse target platform {p}"));
+            parsed.map(Platform::normalized).map_err(wrong)
         })
         .collect()
 }
