@@ -288,7 +288,7 @@ impl Builder {
         let mut done = Done { response: frontend_response(&result), ..Done::default() };
         let access = self.deps.worker.images.access(std::slice::from_ref(&request.session));
         let (source, access) = (&source, &access);
-        let work = exporters.iter().map(|exporter| async move {
+        let sites = exporters.iter().map(|exporter| {
             let digest = Digest::of(format!("{}-export-{}", request.session, exporter.id()));
             let cx = export::Context {
                 session: request.session.clone(),
@@ -299,14 +299,23 @@ impl Builder {
                 progress: sink.vertex(digest.clone()),
                 scope: scope.clone(),
             };
-            step(sink, digest, exporter.name(), async {
-                let mut exported = exporter.export(source, &cx).await?;
-                if let Some(finalize) = exported.finalize.take() {
-                    finalize.await?;
-                }
-                Ok((exporter.id(), exported))
-            })
-            .await
+            (exporter, Step::begin(sink, digest, exporter.name()), cx)
+        });
+        // Each is one step to people, and two to us: what leaves the machine for
+        // good leaves when all of them have succeeded.
+        let work = sites.map(|(exporter, step, cx)| async move {
+            match exporter.export(source, &cx).await {
+                Ok(exported) => Ok((exporter.id(), step, exported)),
+                Err(e) => step.end(Err(e)),
+            }
+        });
+        let exported = futures_util::future::try_join_all(work).await?;
+        let work = exported.into_iter().map(|(id, step, mut exported)| async move {
+            let finalized = match exported.finalize.take() {
+                Some(finalize) => finalize.await,
+                None => Ok(()),
+            };
+            step.end(finalized).map(|()| (id, exported))
         });
         for (id, exported) in futures_util::future::try_join_all(work).await? {
             done.response.extend(exported.response);
@@ -370,22 +379,39 @@ pub(crate) async fn step<T>(
     name: String,
     work: impl Future<Output = Result<T, Failure>>,
 ) -> Result<T, Failure> {
-    let mut vertex = Vertex {
-        digest,
-        inputs: Vec::new(),
-        name,
-        cached: false,
-        started: Some(Timestamp::now()),
-        completed: None,
-        error: String::new(),
-        group: None,
-    };
-    sink.send(Event::Vertex(vertex.clone()));
-    let outcome = work.await;
-    vertex.completed = Some(Timestamp::now());
-    if let Err(e) = &outcome {
-        vertex.error = if e.kind() == Kind::Canceled { "context canceled".to_owned() } else { e.to_string() };
+    let step = Step::begin(sink, digest, name);
+    step.end(work.await)
+}
+
+/// A step that has begun. One that never ends is ended with its build.
+struct Step {
+    sink: Sink,
+    vertex: Vertex,
+}
+
+impl Step {
+    fn begin(sink: &Sink, digest: Digest, name: String) -> Self {
+        let vertex = Vertex {
+            digest,
+            inputs: Vec::new(),
+            name,
+            cached: false,
+            started: Some(Timestamp::now()),
+            completed: None,
+            error: String::new(),
+            group: None,
+        };
+        sink.send(Event::Vertex(vertex.clone()));
+        Self { sink: sink.clone(), vertex }
     }
-    sink.send(Event::Vertex(vertex));
-    outcome
+
+    fn end<T>(mut self, outcome: Result<T, Failure>) -> Result<T, Failure> {
+        self.vertex.completed = Some(Timestamp::now());
+        if let Err(e) = &outcome {
+            let canceled = e.kind() == Kind::Canceled;
+            self.vertex.error = if canceled { "context canceled".to_owned() } else { e.to_string() };
+        }
+        self.sink.send(Event::Vertex(self.vertex));
+        outcome
+    }
 }

@@ -104,15 +104,16 @@ impl Run<'_> {
             None => None,
         };
         let accounts = accounts.mount().await?;
-        let (kind, scope) = (kind.clone(), self.cx.scope.clone());
-        base::task::blocking(move || {
-            let root = Root::open(mounted.path())?;
+        let (kind, scope, path) = (kind.clone(), self.cx.scope.clone(), mounted.path().to_owned());
+        let done = base::task::blocking(move || {
+            let root = Root::open(path)?;
             let from = from.as_ref().map(|m| Root::open(m.path())).transpose()?;
             let owner = accounts.owner()?;
             perform(&kind, &scope, &root, from.as_ref(), owner)
         })
-        .await?;
-        Ok(target)
+        .await;
+        mounted.unmount().await?;
+        done.map(|()| target)
     }
 
     /// Whose the files are to be, and the trees in which names are looked up.

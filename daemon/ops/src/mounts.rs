@@ -243,8 +243,13 @@ impl Prepared {
     /// The results, in the order of the operation's outputs. `count` of them.
     pub(crate) async fn finish(self, count: usize) -> Result<Vec<Output>, Failure> {
         let Self { outputs, guards, .. } = self;
-        // Unmounts first: what is committed is no longer written to.
-        drop(guards);
+        // What is committed is no longer written to, and what is kept can be
+        // had again at once.
+        for guard in guards {
+            if let Guard::Mount(mounted) = guard {
+                mounted.unmount().await?;
+            }
+        }
         let mut results: Vec<Output> = vec![None; count];
         for (at, held) in outputs {
             let result = match held {

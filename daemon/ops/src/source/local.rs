@@ -146,7 +146,7 @@ impl LocalSource {
             progress: Some(cx.progress.clone()),
         };
         let transferred = cx.scope.run(async { Ok(caller.sync_dir(sync).await?) }).await;
-        drop(mounted);
+        mounted.unmount().await?;
         transferred?;
         digests.end_changes();
         if let Some(bytes) = digests.encode() {
