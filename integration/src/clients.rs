@@ -44,9 +44,13 @@ impl Buildctl {
     }
 
     /// `buildctl build` of the Dockerfile in `directory`, not yet started.
+    /// Progress is plain text unless `args` say otherwise.
     pub fn build_command(&self, directory: &Path, args: &[&str]) -> Command {
         let directory = directory.display();
-        let mut command = self.command(&["build", "--progress=plain", "--frontend=dockerfile.v0"]);
+        let mut command = self.command(&["build", "--frontend=dockerfile.v0"]);
+        if !args.iter().any(|a| a.starts_with("--progress")) {
+            command.arg("--progress=plain");
+        }
         command.arg("--local").arg(format!("context={directory}"));
         command.arg("--local").arg(format!("dockerfile={directory}"));
         command.args(args);

@@ -22,11 +22,14 @@ pub struct Entry {
     pub data: Vec<u8>,
 }
 
+/// Entries by path.
+pub type Entries = BTreeMap<String, Entry>;
+
 /// The entries of a tar file by path, without leading `./` and trailing `/`.
 ///
 /// # Errors
 /// When it is no tar file.
-pub fn entries(bytes: &[u8]) -> Result<BTreeMap<String, Entry>> {
+pub fn entries(bytes: &[u8]) -> Result<Entries> {
     let mut plain = Vec::new();
     if bytes.starts_with(&[0x1f, 0x8b]) {
         MultiGzDecoder::new(bytes).read_to_end(&mut plain)?;
@@ -47,7 +50,7 @@ pub fn entries(bytes: &[u8]) -> Result<BTreeMap<String, Entry>> {
 }
 
 /// An OCI layout in a tar file.
-pub struct Layout(BTreeMap<String, Entry>);
+pub struct Layout(Entries);
 
 impl Layout {
     /// Reads it.
@@ -85,7 +88,7 @@ impl Layout {
     ///
     /// # Errors
     /// When something of it is missing.
-    pub fn image(&self) -> Result<(Value, Value, Vec<BTreeMap<String, Entry>>)> {
+    pub fn image(&self) -> Result<(Value, Value, Vec<Entries>)> {
         let mut manifest: Value =
             serde_json::from_slice(self.blob(&self.json("index.json")?["manifests"][0])?)?;
         if manifest["manifests"].is_array() {

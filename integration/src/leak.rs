@@ -71,7 +71,7 @@ pub fn clean(root: &Path, bridge: &str) {
     for point in mounts(root) {
         _ = rustix::mount::unmount(&point, rustix::mount::UnmountFlags::DETACH);
     }
-    if Path::new("/sys/class/net").join(bridge).exists() {
+    if !bridge.is_empty() && Path::new("/sys/class/net").join(bridge).exists() {
         _ = Command::new("ip").args(["link", "delete", bridge]).status();
     }
 }

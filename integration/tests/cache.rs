@@ -44,8 +44,8 @@ type Steps = std::collections::BTreeMap<String, Step>;
 
 /// Builds with `buildctl` and gives what happened.
 fn watched(bench: &Bench, project: &Project, args: &[&str]) -> Result<Steps> {
-    let mut command = bench.buildctl.build_command(project.dir(), args);
-    command.arg("--progress=rawjson");
+    let args: Vec<&str> = args.iter().copied().chain(["--progress=rawjson"]).collect();
+    let command = bench.buildctl.build_command(project.dir(), &args);
     let run = run(command)?;
     let found = steps(&format!("{}\n{}", run.stdout, run.stderr))?;
     run.ok()?;

@@ -160,10 +160,11 @@ fn wrong_digests(bench: &Bench) -> Result<()> {
         Image::new(&[raw_entry("own", tar::EntryType::Regular, "", b"x"), vec![0; 1024]].concat(), &["x"])?;
     for part in ["blobs/", "manifests/sha256:"] {
         let mock = serving(parts(&image), move |request, mut reply| {
-            if request.path.contains(part) && request.method == "GET" {
-                if let Some(last) = reply.body.last_mut() {
-                    *last ^= 1;
-                }
+            if request.path.contains(part)
+                && request.method == "GET"
+                && let Some(last) = reply.body.last_mut()
+            {
+                *last ^= 1;
             }
             reply
         })?;

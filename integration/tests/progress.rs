@@ -28,8 +28,7 @@ fn main() -> ExitCode {
 fn every_step_begins_and_ends(bench: &Bench) -> Result<()> {
     let project =
         Project::new("FROM busybox AS a\nRUN echo one\nFROM scratch\nCOPY --from=a /etc/passwd /p\n")?;
-    let mut command = bench.buildctl.build_command(project.dir(), &["--no-cache"]);
-    command.arg("--progress=rawjson");
+    let command = bench.buildctl.build_command(project.dir(), &["--no-cache", "--progress=rawjson"]);
     let run = run(command)?;
     let steps = steps(&format!("{}\n{}", run.stdout, run.stderr))?;
     run.ok()?;
@@ -58,8 +57,7 @@ fn every_step_begins_and_ends(bench: &Bench) -> Result<()> {
 fn output_arrives_whole_and_in_order(bench: &Bench) -> Result<()> {
     let project =
         Project::new("FROM busybox\nRUN for i in $(seq 2000); do echo line $i; done; printf 'no end'\n")?;
-    let mut command = bench.buildctl.build_command(project.dir(), &["--no-cache"]);
-    command.arg("--progress=rawjson");
+    let command = bench.buildctl.build_command(project.dir(), &["--no-cache", "--progress=rawjson"]);
     let run = run(command)?;
     let steps = steps(&format!("{}\n{}", run.stdout, run.stderr))?;
     run.ok()?;
@@ -90,8 +88,7 @@ fn plain_text(bench: &Bench) -> Result<()> {
 
 fn a_failure_is_at_its_step(bench: &Bench) -> Result<()> {
     let project = Project::new("FROM busybox\nRUN echo before\nRUN echo last words; exit 7\n")?;
-    let mut command = bench.buildctl.build_command(project.dir(), &[]);
-    command.arg("--progress=rawjson");
+    let command = bench.buildctl.build_command(project.dir(), &["--progress=rawjson"]);
     let run = run(command)?;
     let steps = steps(&format!("{}\n{}", run.stdout, run.stderr))?;
     let failed = step(&steps, "exit 7")?;
@@ -112,8 +109,7 @@ fn much_output_is_cut_not_lost_in(bench: &Bench) -> Result<()> {
 
 fn warnings(bench: &Bench) -> Result<()> {
     let project = Project::new("from busybox AS One\nMAINTAINER me\nENV key value\nCMD echo x\n")?;
-    let mut command = bench.buildctl.build_command(project.dir(), &[]);
-    command.arg("--progress=rawjson");
+    let command = bench.buildctl.build_command(project.dir(), &["--progress=rawjson"]);
     let run = run(command)?;
     let all = format!("{}{}", run.stdout, run.stderr);
     run.ok()?;
