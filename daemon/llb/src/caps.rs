@@ -28,6 +28,8 @@ const fn named(id: &'static str, name: &'static str) -> Cap {
     Cap { id, name, deprecated: false, stage: "experimental " }
 }
 
+// Identifiers, each named after itself.
+
 pub const CACHE_AZBLOB: &str = "cache.azblob";
 pub const CACHE_GHA: &str = "cache.gha";
 pub const CACHE_S3: &str = "cache.s3";
@@ -116,10 +118,6 @@ pub const SOURCE_LOCAL_UNIQUE: &str = "source.local.unique";
 pub const SOURCE_OCILAYOUT: &str = "source.ocilayout";
 pub const SOURCE_POLICY: &str = "source.policy";
 pub const SOURCE_POLICY_SESSION: &str = "source.policy.session";
-/// Recorded by clients, yet advertised by no daemon.
-pub const EXEC_META_REMOVEMOUNTSTUBS_RECURSIVE: &str = "exec.meta.removemountstubs.recursive";
-/// Recorded by clients, yet advertised by no daemon.
-pub const FILE_COPY_MODESTRING: &str = "file.copy.modestring";
 /// A frontend may ask for its inputs.
 pub const FRONTEND_INPUTS: &str = "frontend.inputs";
 

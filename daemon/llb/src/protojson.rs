@@ -103,10 +103,6 @@ fn text(text: &str) -> Value {
     Value::Text(text.to_owned())
 }
 
-fn string(value: &String) -> Value {
-    text(value)
-}
-
 pub(crate) fn op(op: &pb::Op) -> Value {
     use pb::op::Op;
     let fields = fields()
@@ -114,7 +110,7 @@ pub(crate) fn op(op: &pb::Op) -> Value {
     let fields = match &op.op {
         Some(Op::Exec(o)) => fields.one("exec", Some(o), exec),
         Some(Op::Source(o)) => fields.one("source", Some(o), |o| {
-            self::fields().text("identifier", &o.identifier).map("attrs", &o.attrs, string).end()
+            self::fields().text("identifier", &o.identifier).map("attrs", &o.attrs, |v| text(v)).end()
         }),
         Some(Op::File(o)) => {
             fields.one("file", Some(o), |o| self::fields().many("actions", &o.actions, file_action).end())
@@ -314,7 +310,7 @@ fn build(o: &pb::BuildOp) -> Value {
         .big("builder", o.builder)
         .map("inputs", &o.inputs, |i| fields().big("input", i.input).end())
         .one("def", o.def.as_ref(), definition)
-        .map("attrs", &o.attrs, string)
+        .map("attrs", &o.attrs, |v| text(v))
         .end()
 }
 
@@ -329,7 +325,7 @@ fn definition(d: &pb::Definition) -> Value {
 fn op_metadata(m: &pb::OpMetadata) -> Value {
     fields()
         .flag("ignoreCache", m.ignore_cache)
-        .map("description", &m.description, string)
+        .map("description", &m.description, |v| text(v))
         .one("exportCache", m.export_cache.as_ref(), |e| fields().flag("Value", e.value).end())
         .map("caps", &m.caps, |b| Value::Flag(*b))
         .one("progressGroup", m.progress_group.as_ref(), |g| {

@@ -1,5 +1,7 @@
 //! Where a repository is, as far as a source's identifier needs it.
 
+use base::gourl::Url;
+
 /// A remote, taken apart.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Remote {
@@ -25,39 +27,20 @@ pub(super) enum Problem {
 impl Remote {
     pub(super) fn parse(text: &str) -> Result<Self, Problem> {
         match text.split_once("://") {
-            Some((scheme, rest))
-                if !scheme.is_empty() && scheme.bytes().all(|b| b.is_ascii_alphanumeric()) =>
-            {
-                Self::parse_url(&scheme.to_ascii_lowercase(), rest)
+            Some((scheme, _)) if !scheme.is_empty() && scheme.bytes().all(|b| b.is_ascii_alphanumeric()) => {
+                Self::parse_url(&scheme.to_ascii_lowercase(), text)
             }
             _ => Self::parse_scp(text).ok_or(Problem::NoScheme),
         }
     }
 
-    fn parse_url(scheme: &str, rest: &str) -> Result<Self, Problem> {
+    fn parse_url(scheme: &str, text: &str) -> Result<Self, Problem> {
         if !matches!(scheme, "http" | "https" | "ssh" | "git") {
             return Err(Problem::Invalid);
         }
-        let bare = rest.split(['#', '?']).next().unwrap_or_default();
-        if bare.bytes().any(|b| b < b' ' || b == 0x7f) {
-            return Err(Problem::Invalid);
-        }
-        let (authority, path) = match bare.find('/') {
-            Some(at) => bare.split_at(at),
-            None => (bare, ""),
-        };
-        let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
-        let port_ok = match host.rsplit_once(':') {
-            Some((name, port)) if !port.ends_with(']') && (!name.contains(':') || name.ends_with(']')) => {
-                port.bytes().all(|b| b.is_ascii_digit())
-            }
-            _ => true,
-        };
-        if !port_ok || host.contains(' ') {
-            return Err(Problem::Invalid);
-        }
-        let path = percent_decode(path).ok_or(Problem::Invalid)?;
-        Ok(Self { ssh: scheme == "ssh", host: host.to_owned(), path, url: format!("{scheme}://{bare}") })
+        let url = Url::parse(text).map_err(|_| Problem::Invalid)?;
+        let bare = url.bare().to_string();
+        Ok(Self { ssh: scheme == "ssh", host: url.host, path: url.path, url: bare })
     }
 
     /// `user@host:path`.
@@ -74,23 +57,6 @@ impl Remote {
         let path = rest.split(['?', '#']).next().unwrap_or_default().to_owned();
         ok.then(|| Self { ssh: true, host: host.to_owned(), url: format!("{user}@{host}:{path}"), path })
     }
-}
-
-fn percent_decode(text: &str) -> Option<String> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let [first, tail @ ..] = rest {
-        rest = tail;
-        if *first != b'%' {
-            bytes.push(*first);
-            continue;
-        }
-        let [a, b, tail @ ..] = rest else { return None };
-        let digit = |b: u8| char::from(b).to_digit(16);
-        bytes.push(u8::try_from(digit(*a)? * 16 + digit(*b)?).ok()?);
-        rest = tail;
-    }
-    String::from_utf8(bytes).ok()
 }
 
 #[cfg(test)]

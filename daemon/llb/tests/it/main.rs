@@ -1,0 +1,4 @@
+//! Graphs and keys against those of the reference.
+
+mod golden;
+mod hostile;
