@@ -6,6 +6,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{OnceLock, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -165,8 +166,7 @@ pub struct Service {
 }
 
 impl Service {
-    /// Starts `program`. It is terminated when the calling thread ends, at the
-    /// latest.
+    /// Starts `program`. It is terminated when this process ends, at the latest.
     ///
     /// # Errors
     /// When it cannot be started.
@@ -178,16 +178,16 @@ impl Service {
         log: PathBuf,
     ) -> Result<Self> {
         let file = File::options().create(true).append(true).open(&log).context("open log")?;
-        let child = Command::new("setpriv")
+        let mut command = Command::new("setpriv");
+        command
             .args(["--pdeathsig", "TERM"])
             .arg(program)
             .args(args)
             .envs(env.iter().map(|(k, v)| (k, v)))
             .stdin(Stdio::null())
             .stdout(file.try_clone().context("log")?)
-            .stderr(file)
-            .spawn()
-            .with_context(|| format!("start {name}"))?;
+            .stderr(file);
+        let child = spawn_for_good(command).with_context(|| format!("start {name}"))?;
         Ok(Self { name: name.to_owned(), child: Reaped(child), log })
     }
 
@@ -245,6 +245,25 @@ impl Service {
         _ = self.child.0.kill();
         _ = self.child.0.wait();
     }
+}
+
+/// Spawns from a thread that lives as long as this process: the kernel tells a
+/// child that its parent has gone when the *thread* that made it ends.
+fn spawn_for_good(command: Command) -> std::io::Result<Child> {
+    type Order = (Command, mpsc::Sender<std::io::Result<Child>>);
+    static SPAWNER: OnceLock<mpsc::Sender<Order>> = OnceLock::new();
+    let spawner = SPAWNER.get_or_init(|| {
+        let (orders, taken) = mpsc::channel::<Order>();
+        thread::spawn(move || {
+            for (mut command, answer) in taken {
+                _ = answer.send(command.spawn());
+            }
+        });
+        orders
+    });
+    let (answer, child) = mpsc::channel();
+    _ = spawner.send((command, answer));
+    child.recv().unwrap_or_else(|_| Err(std::io::Error::other("the spawning thread is gone")))
 }
 
 /// The last lines of a log.

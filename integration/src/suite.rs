@@ -28,7 +28,6 @@ pub fn main<E: Send + Sync + 'static>(
         let trials = cases.iter().map(|(name, _)| Trial::test(*name, || Ok(()))).collect::<Vec<_>>();
         return libtest_mimic::run(&arguments, trials).exit_code();
     }
-    // Services end with the thread that starts them, so it has to be this one.
     let environment = match set_up() {
         Ok(environment) => Arc::new(environment),
         Err(e) => {
