@@ -101,6 +101,8 @@ pub(crate) enum Step {
     To { interface: String, equal: bool },
     /// It belongs to something that was allowed before.
     Established,
+    /// Its destination was changed by [`Self::Redirect`] or the like.
+    Redirected,
     /// It is for an address of this host.
     ToThisHost,
     /// It is of this transport protocol, for this port.
@@ -322,6 +324,15 @@ fn within_network(m: &mut Message, offset: u32, net: cni::Cidr, within: bool) {
     compare(m, within, &network);
 }
 
+/// One of the bits is set in what is known of the connection.
+fn connection_has(m: &mut Message, key: u32, bits: u32) {
+    expression(m, "ct", |m| {
+        m.be32(1, REGISTER).be32(2, key);
+    });
+    mask(m, &bits.to_ne_bytes());
+    compare(m, false, &[0; 4]);
+}
+
 fn look_up(m: &mut Message, set: &str) {
     expression(m, "lookup", |m| {
         m.text(1, set).be32(2, REGISTER);
@@ -383,11 +394,12 @@ impl Step {
             Self::Established => {
                 const STATE: u32 = 0;
                 const ESTABLISHED_OR_RELATED: u32 = 2 | 4;
-                expression(m, "ct", |m| {
-                    m.be32(1, REGISTER).be32(2, STATE);
-                });
-                mask(m, &ESTABLISHED_OR_RELATED.to_ne_bytes());
-                compare(m, false, &[0; 4]);
+                connection_has(m, STATE, ESTABLISHED_OR_RELATED);
+            }
+            Self::Redirected => {
+                const STATUS: u32 = 2;
+                const DESTINATION_CHANGED: u32 = 1 << 5;
+                connection_has(m, STATUS, DESTINATION_CHANGED);
             }
             Self::ToThisHost => {
                 const DESTINATION_TYPE: (u32, u32) = (3, 1 << 1);

@@ -100,6 +100,7 @@ impl Rules {
         let mine = || Step::DestinationIn(SANDBOXES);
         let mut rules = vec![
             vec![to(), mine(), from(false), Step::Established, Step::Accept],
+            vec![to(), mine(), from(false), Step::Redirected, Step::Accept],
             vec![to(), mine(), from(false), Step::Drop],
         ];
         if ingress == Ingress::Isolated {
@@ -286,7 +287,7 @@ fn protect_args(network: &str, bridge: &str, ingress: Ingress, addr: IpAddr) -> 
         Args { table: "filter", chain: "FORWARD", rule }
     };
     let mut list = vec![rule(format!(
-        "! -i {bridge} -o {bridge} -d {addr} -m conntrack ! --ctstate RELATED,ESTABLISHED"
+        "! -i {bridge} -o {bridge} -d {addr} -m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT"
     ))];
     if ingress == Ingress::Isolated {
         list.push(rule(format!("-i {bridge} -o {bridge} -d {addr}")));
@@ -343,5 +344,61 @@ fn iptables_delete(family: IpAddr, args: &Args) {
         && !out.status.success()
     {
         tracing::debug!(said = %String::from_utf8_lossy(&out.stderr).trim(), "remove iptables rule");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sys::netns::NetNs;
+
+    fn listed(table: &str) -> usize {
+        let out = iptables([10, 0, 0, 1].into()).args(["-t", table, "-S"]).output().unwrap();
+        String::from_utf8(out.stdout).unwrap().lines().filter(|l| l.starts_with("-A")).count()
+    }
+
+    #[test]
+    fn iptables_can_do_it_too() {
+        NetNs::create(|| {
+            let address: Cidr = "10.0.0.2/24".parse().unwrap();
+            let masquerade = masquerade_args("net", address);
+            let mut all = protect_args("net", "br0", Ingress::Isolated, address.addr);
+            all.extend(forwarding_args("br0"));
+            for _ in 0..2 {
+                iptables_add(address.addr, &masquerade, "-A", Errno::OPNOTSUPP).unwrap();
+                for args in &all {
+                    iptables_add(address.addr, args, "-I", Errno::OPNOTSUPP).unwrap();
+                }
+            }
+            assert_eq!((listed("nat"), listed("filter")), (1, 4));
+            iptables_delete(address.addr, &masquerade);
+            all.iter().for_each(|args| iptables_delete(address.addr, args));
+            assert_eq!((listed("nat"), listed("filter")), (0, 0));
+        })
+        .unwrap();
+    }
+
+    #[test]
+    fn forwarding_is_allowed_where_it_is_not() {
+        NetNs::create(|| {
+            let rules = Rules::default();
+            rules.allow_forwarding("br0").unwrap();
+            assert_eq!(listed("filter"), 0, "nobody forbids it");
+            let any = IpAddr::from([0; 4]);
+            assert!(iptables(any).args(["-P", "FORWARD", "DROP"]).status().unwrap().success());
+            rules.forwarded.lock().clear();
+            rules.allow_forwarding("br0").unwrap();
+            assert_eq!(listed("filter"), 2);
+            rules.forbid_forwarding("br0");
+            assert_eq!(listed("filter"), 0);
+        })
+        .unwrap();
+    }
+
+    #[test]
+    fn long_names_stay_apart() {
+        let (a, b) = ("a".repeat(300), format!("{}b", "a".repeat(299)));
+        assert_ne!(table_name("x", &a), table_name("x", &b));
+        assert!(table_name("x", &a).len() < 100);
     }
 }

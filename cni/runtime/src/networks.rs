@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use base::Failure;
 use base::task::{Scope, blocking};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use serde::{Deserialize, Serialize};
 use sys::netns::NetNs;
 use tokio::sync::Notify;
@@ -109,6 +109,8 @@ struct Inner {
     dns: Overrides,
     pool_size: usize,
     pool: Mutex<Pool>,
+    /// Whether it is closed. Held for reading while a namespace is made.
+    closed: RwLock<bool>,
     wake: Notify,
     forwarder: tokio::sync::Mutex<Option<Forwarder>>,
     scope: Scope,
@@ -119,7 +121,6 @@ struct Pool {
     ready: Vec<Made>,
     /// Given up without being waited for.
     dropped: Vec<Made>,
-    closed: bool,
 }
 
 enum Kind {
@@ -140,7 +141,6 @@ pub struct Namespace {
     inner: Arc<Inner>,
     made: Option<Made>,
     resolv_conf: ResolvConf,
-    host: bool,
 }
 
 impl Networks {
@@ -176,22 +176,21 @@ impl Networks {
     /// When it cannot be made.
     pub async fn namespace(&self, hostname: &str) -> Result<Namespace, Failure> {
         let inner = self.0.clone();
-        let made = match &inner.kind {
-            Kind::Host | Kind::None => None,
-            Kind::Plugins { .. } => {
-                let ready = if hostname.is_empty() { inner.pool.lock().ready.pop() } else { None };
-                inner.wake.notify_waiters();
-                match ready {
-                    Some(made) => Some(made),
-                    None => {
-                        let (maker, hostname) = (inner.clone(), hostname.to_owned());
-                        Some(blocking(move || Ok(maker.make(&hostname)?)).await?)
-                    }
-                }
+        let ready = if hostname.is_empty() { inner.pool.lock().ready.pop() } else { None };
+        inner.wake.notify_waiters();
+        let mut namespace = match (&inner.kind, ready) {
+            (Kind::Host | Kind::None, _) => Namespace::new(inner, None),
+            (Kind::Plugins { .. }, Some(made)) => Namespace::new(inner, Some(made)),
+            (Kind::Plugins { .. }, None) => {
+                let hostname = hostname.to_owned();
+                // Whole before it is handed over: should nobody wait any more, it is released.
+                let make = move || {
+                    let made = inner.make(&hostname)?;
+                    Ok(Namespace::new(inner, Some(made)))
+                };
+                blocking(make).await?
             }
         };
-        let host = matches!(inner.kind, Kind::Host);
-        let mut namespace = Namespace { inner, made, resolv_conf: ResolvConf::default(), host };
         namespace.resolv_conf = namespace.settle_dns().await?;
         Ok(namespace)
     }
@@ -206,7 +205,6 @@ impl Networks {
         inner.scope.close().await;
         let left = inner.clone();
         let done = blocking(move || {
-            left.pool.lock().closed = true;
             left.close();
             Ok(())
         });
@@ -278,6 +276,7 @@ impl Inner {
             dns: config.dns.clone(),
             pool_size: config.pool_size,
             pool: Mutex::default(),
+            closed: RwLock::default(),
             wake: Notify::new(),
             forwarder: tokio::sync::Mutex::default(),
             scope: scope.clone(),
@@ -319,22 +318,30 @@ impl Inner {
 
     /// Makes one namespace and keeps it for the first run, or destroys it.
     fn tried(self) -> Result<Self, Error> {
-        let tried = self.make("");
+        let tried = self.make("").and_then(|made| {
+            if self.pool_size == 0 {
+                return self.destroy(&made);
+            }
+            self.pool.lock().ready.push(made);
+            Ok(())
+        });
         match tried {
-            Ok(made) if self.pool_size > 0 => self.pool.lock().ready.push(made),
-            Ok(made) => self.destroy(&made)?,
+            Ok(()) => Ok(self),
             Err(e) => {
                 self.close();
-                return Err(e);
+                Err(e)
             }
         }
-        Ok(self)
     }
 
     fn make(&self, hostname: &str) -> Result<Made, Error> {
         let Kind::Plugins { chain, .. } = &self.kind else {
             return Err(Error::config("network", "there are no plugins in this mode"));
         };
+        let closed = self.closed.read();
+        if *closed {
+            return Err(Error::config("network", "it has been taken down"));
+        }
         let id = base::id::fresh();
         let path = self.ledger.namespace(&id);
         let mut args = Vec::new();
@@ -403,6 +410,7 @@ impl Inner {
     }
 
     fn close(&self) {
+        *self.closed.write() = true;
         let mut pool = std::mem::take(&mut *self.pool.lock());
         pool.ready.append(&mut pool.dropped);
         pool.ready.into_iter().for_each(|made| self.destroy_logged(made));
@@ -417,6 +425,10 @@ impl Inner {
 }
 
 impl Namespace {
+    fn new(inner: Arc<Inner>, made: Option<Made>) -> Self {
+        Self { inner, made, resolv_conf: ResolvConf::default() }
+    }
+
     /// The file the namespace is bound to. None for the host's network, and where there
     /// is to be none at all: see [`Self::is_host`].
     pub fn path(&self) -> Option<&Path> {
@@ -425,7 +437,7 @@ impl Namespace {
 
     /// It is the daemon's own network.
     pub fn is_host(&self) -> bool {
-        self.host
+        matches!(self.inner.kind, Kind::Host)
     }
 
     /// What plugins said of it.
@@ -506,13 +518,11 @@ impl Inner {
 impl Drop for Namespace {
     fn drop(&mut self) {
         let Some(made) = self.made.take() else { return };
-        let mut pool = self.inner.pool.lock();
-        if pool.closed {
-            drop(pool);
+        let closed = self.inner.closed.read();
+        if *closed {
             self.inner.destroy_logged(made);
         } else {
-            pool.dropped.push(made);
-            drop(pool);
+            self.inner.pool.lock().dropped.push(made);
             self.inner.wake.notify_waiters();
         }
     }

@@ -23,10 +23,13 @@ fn the_default_network_leads_out_but_not_in() {
         assert_eq!(address_of(&a).to_string().split('.').take(2).collect::<Vec<_>>(), ["10", "11"]);
         // Out, with the host's address.
         assert_eq!(world.ask(&inside).unwrap(), World::HOST);
+        assert_eq!(world.ask6(&inside).unwrap(), World::HOST6);
         // Not to each other, not by a detour over the gateway, not in from outside.
         let server = World::listen(&inside);
         for from in [&NetNs::open(b.path().unwrap()).unwrap(), &world.outside] {
-            assert!(World::connect(from, address_of(&a), server.port).is_err());
+            for ip in &a.result().unwrap().ips {
+                assert!(World::connect(from, ip.address.addr, server.port).is_err());
+            }
         }
         assert!(World::connect(&inside, address_of(&a), server.port).is_ok());
         drop(server);
@@ -115,6 +118,42 @@ fn other_peoples_plugins() {
 }
 
 #[test]
+fn many_at_once_and_none_alike() {
+    world(|world| async move {
+        let networks = world.open(Mode::Bridge, 0).await.unwrap();
+        let scope = base::task::Scope::root();
+        let tasks: Vec<_> = (0..24)
+            .map(|_| {
+                let networks = networks.clone();
+                scope.spawn(async move { networks.namespace("").await.unwrap() })
+            })
+            .collect();
+        let mut all = Vec::new();
+        for task in tasks {
+            all.push(task.await.unwrap());
+        }
+        let mut addresses: Vec<_> = all.iter().map(address_of).collect();
+        addresses.sort_unstable();
+        addresses.dedup();
+        assert_eq!(addresses.len(), 24);
+        // Some are given back, some dropped, one is not even waited for.
+        for (at, namespace) in all.into_iter().enumerate() {
+            if at % 2 == 0 {
+                namespace.release().await.unwrap();
+            }
+        }
+        drop(networks.namespace("dropped"));
+        tokio::select! {
+            biased;
+            _ = networks.namespace("") => panic!("it takes longer than that"),
+            () = tokio::task::yield_now() => {}
+        }
+        networks.close().await;
+        world.assert_clean();
+    });
+}
+
+#[test]
 fn a_broken_configuration_stops_the_start() {
     world(|world| async move {
         std::fs::write(world.config_path(), r#"{"cniVersion":"1.0.0","name":"n","type":"no-such-plugin"}"#)
@@ -166,6 +205,7 @@ fn our_program_is_an_ordinary_plugin() {
             assert_eq!(result.interfaces.len(), 3);
             assert_eq!(world.ask(&ns).unwrap(), World::HOST);
             assert!(World::connect(&world.outside, result.ips[0].address.addr, server.port).is_err());
+            assert_eq!(World::connect(&world.outside, World::HOST, 8099).unwrap(), "203.0.113.2");
             if version == "1.1.0" {
                 assert_eq!(result.interfaces[2].mtu, Some(1400));
                 chain.status().unwrap();

@@ -1,7 +1,7 @@
 //! A world: a host with an uplink, and something outside that says who asked.
 
 use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -78,6 +78,8 @@ pub(crate) fn address_of(namespace: &Namespace) -> IpAddr {
 
 impl World {
     pub(crate) const HOST: IpAddr = IpAddr::V4(Ipv4Addr::new(203, 0, 113, 1));
+    pub(crate) const HOST6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1));
+    const OUTSIDE6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 2));
     const OUTSIDE: IpAddr = IpAddr::V4(Ipv4Addr::new(203, 0, 113, 2));
 
     fn new() -> Self {
@@ -98,18 +100,25 @@ impl World {
             master: 0,
         })
         .unwrap();
-        for (socket, name, address) in
-            [(&mut host, "up0", "203.0.113.1/24"), (&mut far, "down0", "203.0.113.2/24")]
-        {
+        // Configured by hand, not by what a router says.
+        std::fs::write("/proc/sys/net/ipv6/conf/up0/accept_ra", "0").unwrap();
+        for (socket, name, addresses) in [
+            (&mut host, "up0", ["203.0.113.1/24", "2001:db8::1/64"]),
+            (&mut far, "down0", ["203.0.113.2/24", "2001:db8::2/64"]),
+        ] {
             let index = socket.link(name).unwrap().unwrap().index;
-            socket.add_address(index, net(address)).unwrap();
+            for address in addresses {
+                socket.add_address(index, net(address)).unwrap();
+            }
             socket.set_up(index).unwrap();
         }
         let (up, down) =
             (host.link("up0").unwrap().unwrap().index, far.link("down0").unwrap().unwrap().index);
         host.add_route(up, &route("0.0.0.0/0", Self::OUTSIDE)).unwrap();
+        host.add_route(up, &route("::/0", Self::OUTSIDE6)).unwrap();
         host.add_route(up, &route("10.10.4.0/24", Self::OUTSIDE)).unwrap();
         far.add_route(down, &route("10.0.0.0/8", Self::HOST)).unwrap();
+        far.add_route(down, &route("fd00::/8", Self::HOST6)).unwrap();
         let server = Self::listen(&outside);
         Self { dir: tempfile::tempdir().unwrap(), outside, server }
     }
@@ -135,7 +144,7 @@ impl World {
     }
 
     pub(crate) fn listen(ns: &NetNs) -> Server {
-        let listener = ns.run(|| TcpListener::bind("0.0.0.0:0")).unwrap().unwrap();
+        let listener = ns.run(|| TcpListener::bind("[::]:0")).unwrap().unwrap();
         let address = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), listener.local_addr().unwrap().port());
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
@@ -144,7 +153,7 @@ impl World {
                 if stopped.load(Ordering::SeqCst) {
                     break;
                 }
-                _ = stream.write_all(peer.ip().to_string().as_bytes());
+                _ = stream.write_all(peer.ip().to_canonical().to_string().as_bytes());
             }
         });
         let ns = Arc::new(ns.run(NetNs::current).unwrap().unwrap());
@@ -165,6 +174,11 @@ impl World {
     /// Whom the world outside sees when somebody in `from` asks it.
     pub(crate) fn ask(&self, from: &NetNs) -> std::io::Result<IpAddr> {
         Self::connect(from, Self::OUTSIDE, self.server.port).map(|text| text.parse().unwrap())
+    }
+
+    /// As [`Self::ask`], by IPv6.
+    pub(crate) fn ask6(&self, from: &NetNs) -> std::io::Result<IpAddr> {
+        Self::connect(from, Self::OUTSIDE6, self.server.port).map(|text| text.parse().unwrap())
     }
 
     pub(crate) fn rules(&self) -> Vec<String> {
