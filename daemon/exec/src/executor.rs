@@ -275,11 +275,18 @@ impl Inner {
             None => code == 0,
             Some(codes) => codes.iter().any(|c| c.cast_unsigned() == code),
         };
-        let reason = if success || code == 0 {
+        // Some runtimes note the pid before they try to start the program.
+        let not_started = || match code {
+            0 => None,
+            1 | 126 | 127 => complaint(&dir.join(log)),
+            _ if !ended.started => complaint(&dir.join(log)),
+            _ => None,
+        };
+        let reason = if success {
             None
-        } else if !ended.started {
-            complaint(&dir.join(log)).map(Reason::NotStarted)
-        } else if bundle.is_some_and(|b| b.cgroup.out_of_memory()) {
+        } else if let Some(text) = not_started() {
+            Some(Reason::NotStarted(text))
+        } else if code != 0 && bundle.is_some_and(|b| b.cgroup.out_of_memory()) {
             Some(Reason::OutOfMemory)
         } else {
             None

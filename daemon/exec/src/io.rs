@@ -151,8 +151,9 @@ fn wire_terminal(stdin: Option<Input>, stdout: Output) -> std::io::Result<Wiring
         Some(source) => Some((source, pipe::Sender::from_owned_fd_unchecked(master.try_clone()?)?)),
         None => None,
     };
+    let keyboard = if input.is_some() { slave.try_clone()?.into() } else { Stdio::null() };
     Ok(Wiring {
-        stdin: slave.try_clone()?.into(),
+        stdin: keyboard,
         stdout: slave.try_clone()?.into(),
         stderr: slave.into(),
         pump: Pump {
