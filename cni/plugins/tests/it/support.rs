@@ -31,6 +31,13 @@ pub(crate) fn world<F: Future<Output = ()>>(test: impl FnOnce(World) -> F + Send
     NetNs::create(run).unwrap();
 }
 
+impl Drop for World {
+    /// A test that failed leaves namespaces bound to files.
+    fn drop(&mut self) {
+        _ = sys::mount::detach_below(self.dir.path());
+    }
+}
+
 /// Answers each connection with the address of its peer.
 pub(crate) struct Server {
     pub(crate) port: u16,
