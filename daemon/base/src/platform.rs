@@ -71,6 +71,7 @@ impl Platform {
         let (architecture, variant) = match (architecture.as_str(), variant.as_str()) {
             ("i386", _) => ("386", ""),
             ("x86_64" | "x86-64" | "amd64", v) => ("amd64", if v == "v1" { "" } else { v }),
+            ("aarch64" | "arm64", "9" | "9.0" | "v9.0") => ("arm64", "v9"),
             ("aarch64" | "arm64", v) => {
                 ("arm64", if matches!(v, "8" | "v8" | "v8.0") { "" } else { v.trim_start_matches("v8.0") })
             }
@@ -84,15 +85,23 @@ impl Platform {
         };
         self.architecture = architecture.to_owned();
         self.variant = variant.to_owned();
+        self.os_features.sort();
+        self.os_features.dedup();
         self
     }
 
-    /// `os/arch[/variant]`, with the version of the system when `os(version)` was given.
+    /// `os/arch[/variant]`, with version and features of the system, as in
+    /// `windows(10.0+win32k)/amd64`, when they are known.
     pub fn format_all(&self) -> String {
-        if self.os_version.is_empty() {
+        let mut features: Vec<&str> =
+            self.os_features.iter().map(String::as_str).filter(|f| !f.is_empty()).collect();
+        features.sort_unstable();
+        features.dedup();
+        if self.os.is_empty() || (self.os_version.is_empty() && features.is_empty()) {
             return self.to_string();
         }
-        let os = format!("{}({})", self.os, self.os_version);
+        let plus = features.iter().map(|f| format!("+{f}")).collect::<String>();
+        let os = format!("{}({}{plus})", self.os, self.os_version);
         join(&os, &self.architecture, &self.variant)
     }
 

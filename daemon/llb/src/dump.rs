@@ -79,12 +79,12 @@ pub fn document(definition: &pb::Definition) -> Result<Vec<u8>, Error> {
     struct Document<'a> {
         def: BTreeMap<String, crate::protojson::Value>,
         metadata: BTreeMap<&'a str, Json<'a, pb::OpMetadata>>,
-        source: Option<crate::protojson::Value>,
+        source: crate::protojson::Value,
     }
     let entries = entries(definition)?;
     let def = entries.iter().map(|e| (e.digest.as_str().to_owned(), crate::protojson::op(&e.op))).collect();
     let metadata = definition.metadata.iter().map(|(k, v)| (k.as_str(), Json(v))).collect();
-    let source = definition.source.as_ref().map(crate::protojson::source);
+    let source = crate::protojson::source(&definition.source.clone().unwrap_or_default());
     let document = Document { def, metadata, source };
     gojson::to_vec_indent(&document).map_err(|e| Error::invalid(format!("write a definition: {e}")))
 }

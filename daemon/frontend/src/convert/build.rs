@@ -8,6 +8,7 @@ use futures_util::future::try_join_all;
 use prost::Message;
 
 use super::error::Failed;
+use super::names::places;
 use super::sbom::{Scanner, Target};
 use super::{Converted, Options, convert, requests};
 use crate::dockerfile::directives;
@@ -63,7 +64,7 @@ pub async fn build(gateway: Arc<dyn Gateway>) -> Result<FrontendResult, Failure>
         all_stages: false,
     };
     if let Some(request) = opts.get("requestid") {
-        return requests::answer(request, &options).await;
+        return requests::answer(request, &options, &source).await;
     }
     let scanner = match &client.config().sbom {
         Some(wanted) => Some(Scanner::find(&client, wanted).await?),
@@ -102,11 +103,7 @@ async fn build_one(
     source: &Source,
     options: Options,
 ) -> Result<(Built, Converted), Failure> {
-    let (converted, warnings) = convert(&options).await;
-    for warning in warnings {
-        warn(client, source, &warning).await;
-    }
-    let converted = converted.map_err(|e| located(e, source))?;
+    let converted = convert_and_warn(&options, source).await.map_err(|e| located(e, source))?;
     let definition = converted
         .state
         .marshal(&converted.defaults)
@@ -122,6 +119,15 @@ async fn build_one(
         epoch: converted.epoch.clone(),
     };
     Ok((built, converted))
+}
+
+/// Converts, and tells the author what should be written differently.
+pub(super) async fn convert_and_warn(options: &Options, source: &Source) -> Result<Converted, Failed> {
+    let (converted, warnings) = convert(options).await;
+    for warning in warnings {
+        warn(&options.client, source, &warning).await;
+    }
+    converted
 }
 
 /// The first demand this frontend does not meet, and whether another one may be
@@ -173,10 +179,8 @@ fn excerpt(source: &Source, ranges: Vec<base::failure::Range>) -> SourceExcerpt 
 
 /// An error with every place that is known.
 fn located(error: Failed, source: &Source) -> Failure {
-    let Failed { failure, places } = error;
-    places
-        .iter()
-        .fold(failure, |failure, lines| failure.also(Detail::Source(excerpt(source, lines.ranges()))))
+    let Failed { failure, places: lines } = error;
+    lines.iter().fold(failure, |failure, lines| failure.also(Detail::Source(excerpt(source, places(*lines)))))
 }
 
 async fn warn(client: &Client, source: &Source, warning: &Warning) {

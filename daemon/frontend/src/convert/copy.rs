@@ -198,7 +198,7 @@ impl Converter<'_> {
         if self.stages[id].ignore_cache {
             options = options.ignore_cache();
         }
-        if plan.link && plan.chmod.is_empty() && self.caps().has(caps::MERGEOP) {
+        if plan.link && plan.chmod.is_empty() && self.llb_caps().has(caps::MERGEOP) {
             self.link(id, actions, &text, options);
         } else {
             let stage = &mut self.stages[id];

@@ -151,6 +151,7 @@ impl Converter<'_> {
                     words.extend(self.lex.words(port, env)?);
                 }
                 let ports = expose::ports(&words, lines, &lint)?;
+                self.spend(ports.iter().map(String::len).sum())?;
                 let image = &mut self.stages[id].image;
                 image.add_history(format!("EXPOSE [{}]", ports.join(" ")), false, epoch);
                 image.config.exposed_ports.extend(ports.into_iter().map(|p| (p, Empty {})));
@@ -210,7 +211,9 @@ impl Converter<'_> {
                 Err(_) => BTreeSet::new(),
             };
             checks::undefined_variables(&place, &unmatched, &known, env, lint);
-            Ok(expanded?.text)
+            let text = expanded?.text;
+            self.spend(text.len())?;
+            Ok(text)
         };
         // An argument's default may not count, so neither may its errors.
         if !matches!(instruction.command, Command::Arg(_)) {
@@ -271,7 +274,9 @@ impl Converter<'_> {
                     let known = stage.args.iter().map(|a| a.key.clone()).collect();
                     checks::undefined_variables(place, &expanded.unmatched, &known, env, lint);
                 }
-                var.value = Some(expanded?.text);
+                let text = expanded?.text;
+                self.spend(text.len())?;
+                var.value = Some(text);
             }
             let stage = &mut self.stages[id];
             if let Some(value) = &var.value

@@ -8,11 +8,18 @@ use super::error::{Failed, Result};
 use crate::dockerfile::Lines;
 use crate::dockerfile::lint::{Linter, Violation};
 
+/// Every port of every protocol, and then some: ranges that repeat each other
+/// fill memory.
+const MAX_PORTS: usize = 4 * 65_536;
+
 /// `port/protocol` of every port in `[ip:]public:private/protocol`.
 pub(super) fn ports(words: &[String], lines: Lines, lint: &Linter) -> Result<Vec<String>> {
     let mut all = Vec::new();
     for word in words {
         all.extend(port(word, lines, lint)?);
+        if all.len() > MAX_PORTS {
+            return Err(Failed::new(format!("EXPOSE of more than {MAX_PORTS} ports")));
+        }
     }
     Ok(all)
 }

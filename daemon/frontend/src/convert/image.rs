@@ -258,9 +258,9 @@ pub(super) fn duration(duration: Duration) -> String {
         if rest == 0 { whole.to_string() } else { format!("{whole}.{fraction}") }
     };
     match nanos {
-        ..1_000 => format!("{nanos}ns"),
-        ..1_000_000 => format!("{}µs", part(nanos, 1_000)),
-        ..1_000_000_000 => format!("{}ms", part(nanos, 1_000_000)),
+        0..1_000 => format!("{nanos}ns"),
+        1_000..1_000_000 => format!("{}µs", part(nanos, 1_000)),
+        1_000_000..1_000_000_000 => format!("{}ms", part(nanos, 1_000_000)),
         _ => {
             let minutes = nanos / 60_000_000_000;
             let seconds = part(nanos % 60_000_000_000, 1_000_000_000);

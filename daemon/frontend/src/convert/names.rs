@@ -25,10 +25,14 @@ pub(super) fn located(options: Options, map: &Arc<SourceMap>, lines: Lines) -> O
     options.location(map, wire_ranges(lines))
 }
 
-/// Lines as the wire has them.
-pub(super) fn wire_ranges(lines: Lines) -> Vec<pb::Range> {
+/// Places in the file. An image that is only mounted from is nowhere.
+pub(super) fn places(lines: Lines) -> Vec<failure::Range> {
+    if lines == Lines::default() { Vec::new() } else { lines.ranges() }
+}
+
+fn wire_ranges(lines: Lines) -> Vec<pb::Range> {
     let position = |p: failure::Position| Some(pb::Position { line: p.line, character: p.character });
-    lines.ranges().iter().map(|r| pb::Range { start: position(r.start), end: position(r.end) }).collect()
+    places(lines).iter().map(|r| pb::Range { start: position(r.start), end: position(r.end) }).collect()
 }
 
 /// Numbers a step and says so: `[stage 2/5] RUN …`.

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use base::patterns::Matcher;
 use llb::build::{EnvList, Later, ProxyEnv, State};
@@ -41,7 +42,13 @@ pub(super) struct Converter<'a> {
     /// The build context, known when all its paths are.
     pub(super) context: Arc<Later>,
     pub(super) ignored: Option<Matcher>,
+    /// How many bytes variables and ranges have become so far.
+    spent: AtomicUsize,
 }
+
+/// What variables and ranges of one file may become, in bytes: a few lines can
+/// double a value until nothing else fits into memory.
+const MAX_EXPANDED: usize = 128 << 20;
 
 impl<'a> Converter<'a> {
     /// Reads the file and makes its stages.
@@ -84,6 +91,7 @@ impl<'a> Converter<'a> {
             proxy,
             context: Later::new(),
             ignored: None,
+            spent: AtomicUsize::new(0),
         };
         for (at, stage) in file.stages.into_iter().enumerate() {
             converter.add_stage(at, stage)?;
@@ -147,7 +155,7 @@ impl<'a> Converter<'a> {
         let stage = &self.stages[target];
         Converted {
             state: stage.state.clone(),
-            defaults: defaults(self.caps(), &self.platforms.target),
+            defaults: defaults(self.llb_caps(), &self.platforms.target),
             image,
             base_image: stage.base_image.clone(),
             epoch: self.epoch.clone(),
@@ -157,8 +165,17 @@ impl<'a> Converter<'a> {
         }
     }
 
+    /// Notes that something became `bytes` long.
+    pub(super) fn spend(&self, bytes: usize) -> Result<()> {
+        let before = self.spent.fetch_add(bytes, Ordering::Relaxed);
+        if before.saturating_add(bytes) <= MAX_EXPANDED {
+            return Ok(());
+        }
+        Err(Failed::new(format!("variables of this Dockerfile expand to more than {MAX_EXPANDED} bytes")))
+    }
+
     /// What LLB may be written.
-    pub(super) fn caps(&self) -> &CapSet {
+    pub(super) fn llb_caps(&self) -> &CapSet {
         &self.options.client.options().llb_caps
     }
 

@@ -4,21 +4,27 @@ use base::failure::{Detail, SourceExcerpt};
 use base::{Failure, Kind};
 use prost::Message;
 
+use super::build::convert_and_warn;
 use super::{Options, convert};
 use crate::dockerfile::subrequests::{self, Answer, id, lint::Report, targets};
+use crate::dockerui::Source;
 use crate::gateway::FrontendResult;
 
 /// Answers `request`.
-pub(super) async fn answer(request: &str, options: &Options) -> Result<FrontendResult, Failure> {
+pub(super) async fn answer(
+    request: &str,
+    options: &Options,
+    source: &Source,
+) -> Result<FrontendResult, Failure> {
     let answer = match request {
         id::DESCRIBE => subrequests::describe(),
         id::TARGETS => targets::list(&options.source.data)?.answer(),
         id::OUTLINE => {
-            let (converted, _) = convert(options).await;
+            let converted = convert_and_warn(options, source).await;
             converted.map_err(|e| e.failure)?.outline.answer()
         }
         id::LINT => lint(options).await,
-        id::CONVERT => return definition(options).await,
+        id::CONVERT => return definition(options, source).await,
         other => {
             let text = format!("unsupported request {other}");
             let failure = Failure::new(Kind::Unimplemented, text);
@@ -47,9 +53,8 @@ async fn lint(options: &Options) -> Answer {
     Report::new(file, &warnings, error).answer()
 }
 
-async fn definition(options: &Options) -> Result<FrontendResult, Failure> {
-    let (converted, _) = convert(options).await;
-    let converted = converted.map_err(|e| e.failure)?;
+async fn definition(options: &Options, source: &Source) -> Result<FrontendResult, Failure> {
+    let converted = convert_and_warn(options, source).await.map_err(|e| e.failure)?;
     let definition = converted.state.marshal(&converted.defaults)?;
     let json = llb::dump::document(&definition)?;
     let metadata = [("result.json", json), ("version", b"0.1.0".to_vec())];

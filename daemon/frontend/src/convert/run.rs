@@ -62,7 +62,7 @@ impl Converter<'_> {
             Network::None => state.network(pb::NetMode::None),
             Network::Host => state.network(pb::NetMode::Host),
         };
-        let can = |cap: &str| self.caps().has(cap);
+        let can = |cap: &str| self.llb_caps().has(cap);
         if can(caps::EXEC_META_ULIMIT) {
             for limit in &config.ulimits {
                 state = state.ulimit(&limit.name, limit.soft, limit.hard);
@@ -92,7 +92,7 @@ impl Converter<'_> {
             options = options.ignore_cache();
         }
         if let Some(resources) = &config.linux_resources
-            && self.caps().has(caps::EXEC_META_LINUX_RESOURCES)
+            && self.llb_caps().has(caps::EXEC_META_LINUX_RESOURCES)
         {
             options = options.linux_resources(resources.clone());
         }
@@ -206,7 +206,7 @@ impl Converter<'_> {
             if mount.read_only {
                 made = made.readonly();
             } else if mount.kind == MountKind::Bind
-                && self.caps().has(caps::EXEC_MOUNT_BIND_READWRITE_NOOUTPUT)
+                && self.llb_caps().has(caps::EXEC_MOUNT_BIND_READWRITE_NOOUTPUT)
             {
                 made = made.no_output();
             }
@@ -281,7 +281,7 @@ impl Converter<'_> {
     }
 
     fn devices(&self, run: &Run) -> Result<Vec<Device>> {
-        if !self.caps().has(caps::EXEC_META_CDI) {
+        if !self.llb_caps().has(caps::EXEC_META_CDI) {
             return Ok(Vec::new());
         }
         if !run.devices.is_empty() {

@@ -219,10 +219,12 @@ impl Stages {
 
     /// A circle among stages: one of it, and where each step of it is said.
     pub(super) fn circle(&self) -> Option<(Id, Vec<Lines>)> {
+        /// On the way: a stage, what is still to be tried there, and where the
+        /// step to it is said.
+        type Place = (Id, Vec<(Id, Lines)>, Option<Lines>);
         let mut seen: BTreeSet<Id> = BTreeSet::new();
         for &start in &self.order {
-            // The way from the start, with what is still to be tried at each.
-            let mut way: Vec<(Id, Vec<(Id, Lines)>, Option<Lines>)> = Vec::new();
+            let mut way: Vec<Place> = Vec::new();
             let needs = |id: Id| self[id].needs.iter().rev().map(|(i, l)| (*i, *l)).collect::<Vec<_>>();
             if !seen.insert(start) {
                 continue;

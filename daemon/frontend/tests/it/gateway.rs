@@ -255,7 +255,9 @@ impl Gateway for Fake {
             return Ok(SourceMeta { source, http: Some(http), ..SourceMeta::default() });
         }
         let images = &self.images;
-        let Some(config) = images.get(&format!("{id} {platform}")).or_else(|| images.get(&id)) else {
+        let Some(config) =
+            images.get(&format!("{id} {platform}")).or_else(|| images.get(&id)).or_else(|| images.get("*"))
+        else {
             return Err(Failure::new(Kind::NotFound, format!("{id}: not found")));
         };
         if !config.starts_with('{') {

@@ -45,6 +45,29 @@ async fn run(fake: Fake) -> Asked {
     asked
 }
 
+/// A build may be spawned.
+#[test]
+fn builds_can_move_between_threads() {
+    fn can_move(_: impl Send) {}
+    let images = Arc::default();
+    let Cases { cases, .. } = serde_json::from_str(CASES).unwrap();
+    can_move(frontend::build(Arc::new(Fake::new(cases.into_iter().next().unwrap(), images))));
+}
+
+/// Values that double with every line must not fill memory.
+#[tokio::test]
+async fn bounds_what_variables_become() {
+    let Cases { cases, images } = serde_json::from_str(CASES).unwrap();
+    let mut case = cases.into_iter().next().unwrap();
+    let mut text = String::from("FROM scratch\nENV A=0123456789abcdef\n");
+    for _ in 0..64 {
+        text.push_str("ENV A=$A$A\n");
+    }
+    case.files.get_mut("local://dockerfile").unwrap().insert("Dockerfile".into(), text);
+    let error = run(Fake::new(case, Arc::new(images))).await.error;
+    assert!(error.contains("longer than") || error.contains("expand to more than"), "{error}");
+}
+
 #[tokio::test]
 async fn answers_like_the_reference() {
     let Cases { images, cases } = serde_json::from_str(CASES).unwrap();
