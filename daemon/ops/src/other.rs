@@ -59,7 +59,7 @@ pub(crate) struct DiffOp {
 
 impl DiffOp {
     pub(crate) fn new(worker: Arc<Worker>, vertex: &llb::Vertex, op: &pb::DiffOp) -> Result<Self, Failure> {
-        Ok(Self { worker, op: op.clone(), keyed: Keyed::new(vertex, false)? })
+        Ok(Self { worker, op: *op, keyed: Keyed::new(vertex, false)? })
     }
 }
 
