@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Weak;
+use std::time::Duration;
 
 use cni::result::{Address, Dns, Interface, Route};
 use cni::{Call, Cidr, Code, Command, NetworkResult, Plugin, PluginError};
@@ -16,6 +17,10 @@ use crate::conf::{
 use crate::ipam;
 use crate::link::{Link, NewRoute, Veth, parse_mac};
 use crate::netlink::Socket;
+
+/// The kernel joins a new port to its bridge a moment later. Until then packets are lost, and
+/// whoever sent them tries again after a second: how often and how long is looked.
+const WAIT: (u32, Duration) = (4000, Duration::from_micros(500));
 
 /// Attempts to find a name that no other interface has.
 const NAMES: usize = 8;
@@ -175,6 +180,10 @@ fn connect(
         }
     }
 
+    for name in [&veth.name, &bridge.name] {
+        wait_for(&mut host, name)?;
+    }
+
     let sandbox = netns_path(call)?.to_string_lossy().into_owned();
     let interface = |link: &Link, sandbox: String| Interface {
         name: link.name.clone(),
@@ -189,6 +198,18 @@ fn connect(
         result.dns = conf.dns.clone();
     }
     Ok(())
+}
+
+/// Waits until packets pass.
+fn wait_for(host: &mut Socket, name: &str) -> Result<(), PluginError> {
+    for _ in 0..WAIT.0 {
+        match host.link(name).map_err(failed("look for interface"))? {
+            Some(link) if link.works => return Ok(()),
+            Some(_) => std::thread::sleep(WAIT.1),
+            None => return Err(PluginError::other(format!("interface {name} is gone"))),
+        }
+    }
+    Err(PluginError::new(Code::TryAgain, format!("interface {name} does not come up")))
 }
 
 /// The bridge, made when it is missing.

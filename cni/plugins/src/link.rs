@@ -23,6 +23,7 @@ const IFLA_MTU: u16 = 4;
 const IFLA_MASTER: u16 = 10;
 const IFLA_PROTINFO: u16 = 12;
 const IFLA_TXQLEN: u16 = 13;
+const IFLA_OPERSTATE: u16 = 16;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_NET_NS_FD: u16 = 28;
 const IFLA_INFO_KIND: u16 = 1;
@@ -48,6 +49,7 @@ const RTAX_MTU: u16 = 2;
 const RTAX_ADVMSS: u16 = 8;
 
 const AF_BRIDGE: u8 = 7;
+const IF_OPER_UP: u8 = 6;
 const IFF_UP: u32 = 1;
 const IFF_PROMISC: u32 = 0x100;
 const IFF_ALLMULTI: u32 = 0x200;
@@ -67,8 +69,10 @@ pub struct Link {
     pub kind: String,
     /// The bridge it belongs to, or 0.
     pub master: u32,
-    /// It is up.
+    /// It is set up.
     pub up: bool,
+    /// Packets pass.
+    pub works: bool,
 }
 
 /// A route.
@@ -164,6 +168,7 @@ fn read_link(body: &[u8]) -> Option<Link> {
     Some(Link {
         index: u32_at(body, 4)?,
         up: u32_at(body, 8)? & IFF_UP != 0,
+        works: attribute(attrs, IFLA_OPERSTATE) == Some(&[IF_OPER_UP]),
         name: attribute(attrs, IFLA_IFNAME).map(text_of).unwrap_or_default(),
         mac: attribute(attrs, IFLA_ADDRESS).map(format_mac).unwrap_or_default(),
         mtu: attribute(attrs, IFLA_MTU).and_then(|v| u32_at(v, 0)).unwrap_or_default(),

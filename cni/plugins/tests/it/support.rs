@@ -168,9 +168,17 @@ impl World {
     }
 
     pub(crate) fn connect(from: &NetNs, to: IpAddr, port: u16) -> std::io::Result<String> {
+        Self::connect_within(from, to, port, Duration::from_secs(20))
+    }
+
+    /// Nothing can be had there. That takes a moment to be believed.
+    pub(crate) fn refuses(from: &NetNs, to: IpAddr, port: u16) -> bool {
+        Self::connect_within(from, to, port, Duration::from_millis(700)).is_err()
+    }
+
+    fn connect_within(from: &NetNs, to: IpAddr, port: u16, patience: Duration) -> std::io::Result<String> {
         from.run(|| {
-            let mut stream =
-                TcpStream::connect_timeout(&SocketAddr::new(to, port), Duration::from_millis(700))?;
+            let mut stream = TcpStream::connect_timeout(&SocketAddr::new(to, port), patience)?;
             let mut text = String::new();
             stream.read_to_string(&mut text)?;
             Ok(text)
