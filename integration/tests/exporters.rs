@@ -29,7 +29,6 @@ fn main() -> ExitCode {
             ("no_result", no_result),
             ("several_at_once", several_at_once),
             ("several_platforms", several_platforms),
-            ("provenance", provenance),
             ("metadata", metadata),
             ("reproducible", reproducible),
             ("annotations", annotations),
@@ -100,7 +99,7 @@ fn image_of_many_names(env: &Env) -> Result<()> {
 fn compressions(env: &Env) -> Result<()> {
     let (project, host) = (project()?, env.bench.registry.host());
     for (compression, suffix) in
-        [("uncompressed", ".tar"), ("zstd", ".tar+zstd"), ("estargz", ".tar+gzip"), ("gzip", ".tar+gzip")]
+        [("uncompressed", ".tar"), ("zstd", ".tar+zstd"), ("gzip", ".tar+gzip")]
     {
         let output = format!(
             "output=type=image,name={host}/out/{compression},push=true,compression={compression},\
@@ -226,24 +225,6 @@ fn several_platforms(env: &Env) -> Result<()> {
         let tree = env.bench.export(client, &project, &[option])?;
         ensure!(names(tree.path())? == ["linux_amd64", "linux_arm64"]);
     }
-    Ok(())
-}
-
-fn provenance(env: &Env) -> Result<()> {
-    let output = format!("output=type=image,name={}/out/provenance,push=true", env.bench.registry.host());
-    env.bench.build(Buildx, &project()?, &[&output, "--provenance=mode=max"])?.ok()?;
-    let (_, index) = env.bench.registry.manifest("out/provenance", "latest")?;
-    let attested = &index["manifests"][1];
-    ensure!(attested["platform"]["architecture"] == "unknown", "{index}");
-    ensure!(attested["annotations"]["vnd.docker.reference.type"] == "attestation-manifest");
-    ensure!(attested["annotations"]["vnd.docker.reference.digest"] == index["manifests"][0]["digest"]);
-    let digest = attested["digest"].as_str().context("digest")?;
-    let (_, manifest) = env.bench.registry.manifest("out/provenance", digest)?;
-    let layer = manifest["layers"][0]["digest"].as_str().context("statement")?;
-    let statement: serde_json::Value =
-        serde_json::from_slice(&env.bench.registry.blob("out/provenance", layer)?)?;
-    ensure!(statement["predicateType"].as_str().is_some_and(|t| t.contains("provenance")), "{statement}");
-    ensure!(statement.to_string().contains("busybox"), "{statement}");
     Ok(())
 }
 

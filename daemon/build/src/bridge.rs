@@ -187,9 +187,12 @@ impl Gateway for Bridge {
         if !request.policies.is_empty() {
             return Err(Error::Unsupported { what: "source policies" }.into());
         }
-        if let Some(import) = request.cache_imports.first() {
-            let kind = import.kind.clone();
-            return Err(Error::UnknownCache { direction: "importer", kind }.into());
+        for import in &request.cache_imports {
+            // A cache that cannot be read never fails a build; people see why.
+            let name =
+                format!("importing cache manifest from {}", import.attrs.get("ref").unwrap_or(&import.kind));
+            let missing = Error::UnknownCache { direction: "importer", kind: import.kind.clone() };
+            _ = self.step(name, async { Err::<(), _>(missing.into()) }).await;
         }
         let result = match request.what {
             SolveWhat::Scratch => FrontendResult::default(),

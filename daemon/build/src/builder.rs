@@ -1,5 +1,6 @@
 //! Runs builds.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,7 +13,7 @@ use export::Exporter;
 use frontend::gateway::{FrontendResult, Gateway as _, Options, Solve};
 use ops::{BuildValues, Entitlement, Output, Results, Worker};
 use parking_lot::Mutex;
-use solver::{KeyIndex, ResultStore as _, Solver};
+use solver::{Job, KeyIndex, ResultStore as _, Solver};
 use tokio::sync::watch;
 
 use crate::bridge::Bridge;
@@ -184,11 +185,9 @@ impl Builder {
         if self.draining.load(Ordering::Relaxed) {
             return Err(Error::ShuttingDown.into());
         }
-        let values = Arc::new(self.check(&request)?);
-        let exporters = self.exporters(&request.exporters)?;
-
         let recorder = Recorder::default();
-        let job = self.deps.solver.job(&request.id, recorder.sink(), values.clone())?;
+        let begun = self.begin(&request, &recorder);
+        let (values, exporters, job) = begun.inspect_err(|_| self.stillborn(&request.id, &recorder))?;
         let options = self.options(&request);
         let bridge = Bridge::new(
             self.deps.worker.clone(),
@@ -235,6 +234,31 @@ impl Builder {
         self.end(record, &recorder, request.internal).await;
         drop(pins);
         outcome
+    }
+
+    #[allow(clippy::type_complexity)] // the parts of a build, taken apart at once
+    fn begin(
+        &self,
+        request: &Request,
+        recorder: &Recorder,
+    ) -> Result<(Arc<BuildValues>, Vec<Box<dyn Exporter>>, Job<Output>), Failure> {
+        let values = Arc::new(self.check(request)?);
+        let exporters = self.exporters(&request.exporters)?;
+        let job = self.deps.solver.job(&request.id, recorder.sink(), values.clone())?;
+        Ok((values, exporters, job))
+    }
+
+    /// Ends the progress of a build that never began, for clients that ask for
+    /// it at the same time and would wait.
+    fn stillborn(self: &Arc<Self>, id: &str, recorder: &Recorder) {
+        recorder.close();
+        let build = Build { recorder: recorder.clone(), bridge: None, running: false };
+        // A build that runs under this name keeps it.
+        if let Entry::Vacant(place) = self.builds.lock().entry(id.to_owned()) {
+            place.insert(build);
+            self.begun.send_replace(());
+            self.fade(id.to_owned());
+        }
     }
 
     /// What the request may do, if it may be done at all.
@@ -343,6 +367,11 @@ impl Builder {
                 tracing::error!(%error, id, "keep the history of a build");
             }
         }
+        self.fade(id);
+    }
+
+    /// Forgets the progress of a build that has ended, after a while.
+    fn fade(self: &Arc<Self>, id: String) {
         let this = self.clone();
         self.deps.scope.spawn(async move {
             tokio::select! {

@@ -20,7 +20,7 @@ pub enum Error {
     UnknownRef(String),
     #[error("{what} are not supported by this daemon yet")]
     Unsupported { what: &'static str },
-    #[error("unknown cache {direction}: {kind:?}")]
+    #[error("cache {direction} {kind:?} is not supported by this daemon yet")]
     UnknownCache { direction: &'static str, kind: String },
     #[error("gateway return must be either result or err")]
     EmptyReturn,
@@ -40,7 +40,9 @@ impl Classify for Error {
             Self::UnknownJob(_) | Self::UnknownFrontend(_) | Self::UnknownRef(_) | Self::Empty { .. } => {
                 Kind::NotFound
             }
-            Self::ExternalFrontend { .. } | Self::Unsupported { .. } => Kind::Unimplemented,
+            Self::ExternalFrontend { .. } | Self::Unsupported { .. } | Self::UnknownCache { .. } => {
+                Kind::Unimplemented
+            }
             Self::ReturnedTwice => Kind::FailedPrecondition,
             Self::Entitlement(_) => Kind::PermissionDenied,
             Self::ShuttingDown => Kind::Unavailable,
