@@ -3,13 +3,12 @@
 use std::process::ExitCode;
 use std::sync::Mutex;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use integration::bench::Client::{self, Buildctl, Buildx};
 use integration::bench::text;
 use integration::process::run;
-use integration::rawjson::{Step, step, steps};
+use integration::rawjson::{Step, steps};
 use integration::{Bench, Options, Project, suite};
-use tempfile::TempDir;
 
 /// Some cases restart the daemon, so they take turns.
 struct Env(Mutex<Bench>);
@@ -160,12 +159,6 @@ fn two_builds_share_their_steps(bench: &Bench) -> Result<()> {
         texts.push(out.map_err(|_| anyhow::anyhow!("panicked"))??);
     }
     ensure!(texts[0] == texts[1] && texts[1] == texts[2], "the step ran more than once: {texts:?}");
-    Ok(())
-}
-
-/// Forgets everything that is only in the daemon.
-fn forget(bench: &Bench) -> Result<()> {
-    bench.buildctl.run(&["prune", "--all"])?.ok()?;
     Ok(())
 }
 

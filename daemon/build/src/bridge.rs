@@ -1,6 +1,7 @@
 //! What a frontend may ask, answered for one build.
 
 use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -148,11 +149,20 @@ impl Bridge {
         step(&self.core.sink, digest, name, self.core.job.scope().run(work)).await
     }
 
-    /// The tree behind `id`, mounted, for reading files.
-    async fn tree(&self, id: &RefId, path: &str) -> Result<refs::MountGuard, Failure> {
+    /// Reads from the tree behind `id`, which is mounted for that.
+    async fn read<T: Send + 'static>(
+        &self,
+        id: &RefId,
+        path: &str,
+        read: impl FnOnce(&Path, &str) -> Result<T, Failure> + Send + 'static,
+    ) -> Result<T, Failure> {
         let solved = self.result(id).await?;
         let tree = solved.result.as_ref().ok_or_else(|| Error::Empty { path: path.to_owned() })?;
-        self.core.job.scope().run(tree.mount()).await
+        let mounted = self.core.job.scope().run(tree.mount()).await?;
+        let (root, path) = (mounted.path().to_owned(), path.to_owned());
+        let outcome = base::task::blocking(move || read(&root, &path)).await;
+        mounted.unmount().await?;
+        outcome
     }
 }
 
@@ -224,21 +234,17 @@ impl Gateway for Bridge {
         path: &str,
         range: Option<FileRange>,
     ) -> Result<Vec<u8>, Failure> {
-        let mounted = self.tree(reference, path).await?;
-        let (path, range) = (path.to_owned(), range.map(|r| (r.offset, r.length)));
-        base::task::blocking(move || crate::files::read(mounted.path(), &path, range)).await
+        let range = range.map(|r| (r.offset, r.length));
+        self.read(reference, path, move |root, path| crate::files::read(root, path, range)).await
     }
 
     async fn read_dir(&self, reference: &RefId, path: &str, include: &str) -> Result<Vec<Stat>, Failure> {
-        let mounted = self.tree(reference, path).await?;
-        let (path, include) = (path.to_owned(), include.to_owned());
-        base::task::blocking(move || crate::files::list(mounted.path(), &path, &include)).await
+        let include = include.to_owned();
+        self.read(reference, path, move |root, path| crate::files::list(root, path, &include)).await
     }
 
     async fn stat_file(&self, reference: &RefId, path: &str) -> Result<Stat, Failure> {
-        let mounted = self.tree(reference, path).await?;
-        let path = path.to_owned();
-        base::task::blocking(move || crate::files::stat(mounted.path(), &path)).await
+        self.read(reference, path, crate::files::stat).await
     }
 
     async fn resolve_source_meta(&self, request: ResolveSource) -> Result<SourceMeta, Failure> {

@@ -44,12 +44,13 @@ impl Contents {
                 Some(digest) => digest,
                 None => {
                     let mounted = result.mount().await?;
-                    let (known, opts) = (known.clone(), selector.opts.clone());
-                    base::task::blocking(move || {
-                        let root = Root::open(mounted.path())?;
-                        Ok(known.checksum(&root, &path, &opts)?)
-                    })
-                    .await?
+                    let (known, opts, tree) =
+                        (known.clone(), selector.opts.clone(), mounted.path().to_owned());
+                    let digest =
+                        base::task::blocking(move || Ok(known.checksum(&Root::open(tree)?, &path, &opts)?))
+                            .await;
+                    mounted.unmount().await?;
+                    digest?
                 }
             };
             digests.push(digest);

@@ -3,6 +3,7 @@
 //! Actions that follow each other on one tree work on one mutable ref; a tree
 //! is committed only where somebody else needs it as it is then.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -10,7 +11,7 @@ use base::failure::Subject;
 use base::{Detail, Digest, Failure, Timestamp};
 use proto::pb;
 use proto::pb::file_action::Action;
-use refs::{Mutable, NewRef};
+use refs::{MountGuard, Mutable, NewRef};
 use solver::{CacheMap, Operation};
 use sys::path::{Owner, Root};
 use tree::fileop::{self, Who};
@@ -104,15 +105,22 @@ impl Run<'_> {
             None => None,
         };
         let accounts = accounts.mount().await?;
-        let (kind, scope, path) = (kind.clone(), self.cx.scope.clone(), mounted.path().to_owned());
-        let done = base::task::blocking(move || {
-            let root = Root::open(path)?;
-            let from = from.as_ref().map(|m| Root::open(m.path())).transpose()?;
-            let owner = accounts.owner()?;
-            perform(&kind, &scope, &root, from.as_ref(), owner)
-        })
-        .await;
-        mounted.unmount().await?;
+        let work = {
+            let (kind, scope, path) = (kind.clone(), self.cx.scope.clone(), mounted.path().to_owned());
+            let from = from.as_ref().map(|m| m.path().to_owned());
+            let accounts = accounts.paths();
+            move || {
+                let root = Root::open(path)?;
+                let from = from.map(Root::open).transpose()?;
+                let owner = accounts.owner()?;
+                perform(&kind, &scope, &root, from.as_ref(), owner)
+            }
+        };
+        let done = base::task::blocking(work).await;
+        // Now, not some time later: whoever comes next may want the same trees.
+        for mounted in [Some(mounted), from].into_iter().flatten().chain(accounts.guards()) {
+            mounted.unmount().await?;
+        }
         done.map(|()| target)
     }
 
@@ -145,13 +153,20 @@ struct Accounts {
 /// Accounts whose trees are mounted.
 struct Mounted {
     given: bool,
-    user: Option<(Who, Option<refs::MountGuard>)>,
-    group: Option<(Who, Option<refs::MountGuard>)>,
+    user: Option<(Who, Option<MountGuard>)>,
+    group: Option<(Who, Option<MountGuard>)>,
+}
+
+/// Accounts, and where their trees are mounted.
+struct Places {
+    given: bool,
+    user: Option<(Who, Option<PathBuf>)>,
+    group: Option<(Who, Option<PathBuf>)>,
 }
 
 impl Accounts {
     async fn mount(self) -> Result<Mounted, Failure> {
-        async fn one(who: Option<(Who, Output)>) -> Result<Option<(Who, Option<refs::MountGuard>)>, Failure> {
+        async fn one(who: Option<(Who, Output)>) -> Result<Option<(Who, Option<MountGuard>)>, Failure> {
             Ok(match who {
                 Some((who, Some(tree))) => Some((who, Some(tree.mount().await?))),
                 Some((who, None)) => Some((who, None)),
@@ -163,12 +178,25 @@ impl Accounts {
 }
 
 impl Mounted {
+    fn paths(&self) -> Places {
+        let one = |who: &Option<(Who, Option<MountGuard>)>| {
+            who.as_ref().map(|(who, mounted)| (who.clone(), mounted.as_ref().map(|m| m.path().to_owned())))
+        };
+        Places { given: self.given, user: one(&self.user), group: one(&self.group) }
+    }
+
+    fn guards(self) -> impl Iterator<Item = MountGuard> {
+        [self.user, self.group].into_iter().flatten().filter_map(|(_, mounted)| mounted)
+    }
+}
+
+impl Places {
     fn owner(&self) -> Result<Option<Owner>, Failure> {
         if !self.given {
             return Ok(None);
         }
-        let root = |who: &Option<(Who, Option<refs::MountGuard>)>| match who {
-            Some((_, Some(mounted))) => Root::open(mounted.path()).map(Some),
+        let root = |who: &Option<(Who, Option<PathBuf>)>| match who {
+            Some((_, Some(path))) => Root::open(path).map(Some),
             _ => Ok(None),
         };
         let (user_root, group_root) = (root(&self.user)?, root(&self.group)?);
