@@ -290,6 +290,15 @@ fn secrets(bench: &Bench) -> Result<()> {
     Ok(())
 }
 
+struct Agent(std::process::Child);
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        _ = self.0.kill();
+        _ = self.0.wait();
+    }
+}
+
 fn ssh_agents(bench: &Bench) -> Result<()> {
     let dir = tempfile::TempDir::with_prefix("bk-ssh-")?;
     let key = dir.path().join("key");
@@ -302,8 +311,19 @@ fn ssh_agents(bench: &Bench) -> Result<()> {
          RUN test -z \"$SSH_AUTH_SOCK\"\n\
          FROM scratch\nCOPY --from=build /out /\n",
     )?;
-    let ssh = format!("ssh=default={}", key.display());
-    for client in [Buildx, Buildctl] {
+    // buildx makes an agent of a key; ours takes a running agent.
+    let socket = dir.path().join("agent");
+    let mut serve = std::process::Command::new("ssh-agent");
+    serve.arg("-D").arg("-a").arg(&socket);
+    let _agent = Agent(serve.stdout(std::process::Stdio::null()).spawn()?);
+    integration::process::wait_for("the agent", std::time::Duration::from_secs(10), || {
+        socket.exists().then_some(())
+    })?;
+    let mut add = std::process::Command::new("ssh-add");
+    add.arg("-q").arg(&key).env("SSH_AUTH_SOCK", &socket);
+    integration::process::run(add)?.ok()?;
+    for (client, source) in [(Buildx, &key), (Buildctl, &socket)] {
+        let ssh = format!("ssh=default={}", source.display());
         let tree = bench.export(client, &project, &[&ssh])?;
         ensure!(text(&tree, "out")? == "0 600\n1000 666\n", "{}", text(&tree, "out")?);
     }
