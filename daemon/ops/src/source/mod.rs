@@ -3,6 +3,7 @@
 mod credentials;
 pub mod image;
 mod local;
+mod upload;
 
 use std::sync::Arc;
 
@@ -23,7 +24,8 @@ pub(crate) fn operation(
     match identifier.split_once("://").map(|(scheme, _)| scheme) {
         Some("docker-image") => Ok(Arc::new(image::ImageSource::new(worker, vertex, op)?)),
         Some("local") => Ok(Arc::new(local::LocalSource::new(worker, op)?)),
-        Some(known @ ("git" | "http" | "https" | "oci-layout" | "docker-image+blob" | "oci-layout+blob")) => {
+        Some("http") => Ok(Arc::new(upload::UploadSource::new(worker, op)?)),
+        Some(known @ ("git" | "https" | "oci-layout" | "docker-image+blob" | "oci-layout+blob")) => {
             Err(Error::Unsupported { what: format!("the source {known}://") }.into())
         }
         _ => Err(Error::UnknownScheme { identifier: identifier.to_owned() }.into()),
