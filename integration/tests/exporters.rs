@@ -98,9 +98,7 @@ fn image_of_many_names(env: &Env) -> Result<()> {
 
 fn compressions(env: &Env) -> Result<()> {
     let (project, host) = (project()?, env.bench.registry.host());
-    for (compression, suffix) in
-        [("uncompressed", ".tar"), ("zstd", ".tar+zstd"), ("gzip", ".tar+gzip")]
-    {
+    for (compression, suffix) in [("uncompressed", ".tar"), ("zstd", ".tar+zstd"), ("gzip", ".tar+gzip")] {
         let output = format!(
             "output=type=image,name={host}/out/{compression},push=true,compression={compression},\
              force-compression=true,oci-mediatypes=true"

@@ -45,7 +45,11 @@ impl Filters {
     /// # Errors
     /// The first thing that cannot be read, and where.
     pub fn parse<S: AsRef<str>>(filters: impl IntoIterator<Item = S>) -> Result<Self, ParseError> {
-        filters.into_iter().map(|text| Parser::new(text.as_ref()).filter()).collect::<Result<_, _>>().map(Self)
+        filters
+            .into_iter()
+            .map(|text| Parser::new(text.as_ref()).filter())
+            .collect::<Result<_, _>>()
+            .map(Self)
     }
 
     /// Whether they match what `field` tells: the value at a path of names, if
@@ -183,9 +187,14 @@ mod tests {
 
     #[test]
     fn chooses() {
-        for yes in
-            [&[][..], &["id==abc"], &["id==x", "id~=^a.c$"], &["id!=x,inuse"], &["labels.\"a.b\"==\"x, y\""], &[""]]
-        {
+        for yes in [
+            &[][..],
+            &["id==abc"],
+            &["id==x", "id~=^a.c$"],
+            &["id!=x,inuse"],
+            &["labels.\"a.b\"==\"x, y\""],
+            &[""],
+        ] {
             assert!(matches(yes), "{yes:?}");
         }
         for no in [&["id==x"][..], &["mutable"], &["id==abc,mutable"], &["nothing~=."]] {

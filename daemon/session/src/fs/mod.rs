@@ -63,7 +63,7 @@ pub struct Stat {
     pub uid: u32,
     /// Group.
     pub gid: u32,
-    /// Bytes; zero for directories and for hard links to an earlier entry.
+    /// Bytes; zero for directories.
     pub size: i64,
     /// Nanoseconds since 1970.
     pub mod_time: i64,

@@ -118,7 +118,6 @@ impl Walk {
                 let first = self.inodes.entry((raw.st_dev, raw.st_ino)).or_insert_with(|| stat.path.clone());
                 if *first != stat.path {
                     stat.linkname = first.clone();
-                    stat.size = 0;
                 }
             }
         }

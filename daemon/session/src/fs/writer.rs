@@ -102,6 +102,10 @@ impl Writer {
             }
             rustix::fs::renameat(&*dir, temporary.as_str(), &*dir, name)
                 .map_err(|e| Error::io("rename", path, e))?;
+            // Renaming one link of a file to another one does nothing at all.
+            if !wanted.linkname.is_empty() && !wanted.is_symlink() {
+                _ = rustix::fs::unlinkat(&*dir, temporary.as_str(), AtFlags::empty());
+            }
             Ok(made)
         });
         if made.is_err() {
