@@ -214,7 +214,7 @@ impl Daemon {
         }
         // Links go when the kernel gets round to it after their namespace.
         let dir = self.dir.path();
-        let left = || (leak::mounts(dir), leak::processes(dir, None), leak::ports(&self.bridge));
+        let left = || (leak::mounts(dir, None), leak::processes(dir, None), leak::ports(&self.bridge));
         let gone = || {
             let (mounts, processes, links) = left();
             (mounts.is_empty() && processes.is_empty() && links.is_empty()).then_some(())

@@ -5,9 +5,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The mount points below `root` in our own namespace, deepest first.
-pub fn mounts(root: &Path) -> Vec<PathBuf> {
-    let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+/// The mount points below `root` as `process` sees them (none = as we do), deepest first.
+pub fn mounts(root: &Path, process: Option<u32>) -> Vec<PathBuf> {
+    let process = process.map_or("self".to_owned(), |pid| pid.to_string());
+    let table = fs::read_to_string(format!("/proc/{process}/mountinfo")).unwrap_or_default();
     let mut points: Vec<PathBuf> = table
         .lines()
         .filter_map(|line| line.split(' ').nth(4))
@@ -68,7 +69,7 @@ pub fn clean(root: &Path, bridge: &str) {
             _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
         }
     }
-    for point in mounts(root) {
+    for point in mounts(root, None) {
         _ = rustix::mount::unmount(&point, rustix::mount::UnmountFlags::DETACH);
     }
     if !bridge.is_empty() && Path::new("/sys/class/net").join(bridge).exists() {

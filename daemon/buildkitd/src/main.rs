@@ -43,6 +43,7 @@ fn run() -> Result<()> {
     }
     // Files get exactly the permissions that builds ask for.
     rustix::process::umask(rustix::fs::Mode::empty());
+    keep_mounts();
     let settings = Settings::new(flags, config)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -54,6 +55,16 @@ fn run() -> Result<()> {
     // Whatever still blocks is bounded by the watchdog, or has been waited for.
     runtime.shutdown_background();
     outcome
+}
+
+/// Mounts of builds are nobody else's business, and end with the daemon however it ends. This
+/// has to come before the first thread is started: threads take over what they see.
+fn keep_mounts() {
+    if let Err(error) = sys::mount::own_namespace() {
+        tracing::info!(%error, "mounts are made in the namespace the daemon was started in");
+    } else if let Err(error) = exec::hide_hybrid_cgroup() {
+        tracing::info!(%error, "hybrid cgroup hierarchy stays visible");
+    }
 }
 
 /// Logs go to standard error.

@@ -8,6 +8,10 @@
 
 use std::path::{Path, PathBuf};
 
+use base::Failure;
+
+use crate::Error;
+
 const ROOT: &str = "/sys/fs/cgroup";
 
 /// The control group of one run.
@@ -19,9 +23,23 @@ pub(crate) struct Cgroup {
     outer: Option<PathBuf>,
 }
 
+/// Where the controllers are in the older hierarchies, takes the unified one that is mounted
+/// beside them out of the sight of this mount namespace, which has to be the daemon's own.
+/// `crun` refuses the mixture, and every runtime has one group fewer to make.
+///
+/// # Errors
+/// What the kernel said.
+pub fn hide_hybrid_cgroup() -> Result<(), Failure> {
+    let unified = Path::new(ROOT).join("unified");
+    if is_unified() || !unified.join("cgroup.controllers").exists() {
+        return Ok(());
+    }
+    Ok(sys::mount::detach(&unified).map_err(Error::from)?)
+}
+
 /// The unified hierarchy is mounted where runtimes look for it.
 pub(crate) fn is_unified() -> bool {
-    Path::new(ROOT).join("cgroup.subtree_control").exists()
+    Path::new(ROOT).join("cgroup.controllers").exists()
 }
 
 impl Cgroup {

@@ -25,6 +25,7 @@ mod seccomp;
 mod spec;
 mod user;
 
+pub use cgroup::hide_hybrid_cgroup;
 pub use error::Error;
 pub use executor::{Config, Executor};
 pub use io::{Input, Io, LogFn, Output, WindowSize};

@@ -73,7 +73,10 @@ impl Runtime {
         let id = format!("probe{}", base::id::fresh());
         let dir = state.join(&id);
         let rootfs = dir.join("rootfs");
-        std::fs::create_dir_all(&rootfs).map_err(Error::file("create", &rootfs))?;
+        // Not every runtime makes these two by itself.
+        for inside in ["dev", "proc"].map(|name| rootfs.join(name)) {
+            std::fs::create_dir_all(&inside).map_err(Error::file("create", &inside))?;
+        }
         let spec = json!({
             "ociVersion": "1.0.2",
             "process": {"user": {"uid": 0, "gid": 0}, "args": [PROBE], "cwd": "/"},
