@@ -16,9 +16,9 @@ begin=$(date +%s)
 integration/setup.sh || exit 1
 set_up=$(date +%s)
 
-# The programs first: the black-box tests run what is in the target directory.
-cargo build --workspace || exit 1
-cargo test --workspace --no-run || exit 1
+# Programs and tests in one go, so that both are built from the same dependencies; the
+# black-box tests run what is in the target directory.
+cargo build --workspace --all-targets || exit 1
 built=$(date +%s)
 
 cargo test --workspace --no-fail-fast -- "$@" 2>&1 | tee "$log"

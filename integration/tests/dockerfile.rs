@@ -311,7 +311,6 @@ fn ssh_agents(bench: &Bench) -> Result<()> {
          RUN test -z \"$SSH_AUTH_SOCK\"\n\
          FROM scratch\nCOPY --from=build /out /\n",
     )?;
-    // buildx makes an agent of a key; ours takes a running agent.
     let socket = dir.path().join("agent");
     let mut serve = std::process::Command::new("ssh-agent");
     serve.arg("-D").arg("-a").arg(&socket);
@@ -322,7 +321,7 @@ fn ssh_agents(bench: &Bench) -> Result<()> {
     let mut add = std::process::Command::new("ssh-add");
     add.arg("-q").arg(&key).env("SSH_AUTH_SOCK", &socket);
     integration::process::run(add)?.ok()?;
-    for (client, source) in [(Buildx, &key), (Buildctl, &socket)] {
+    for (client, source) in [(Buildx, &key), (Buildctl, &key), (Buildctl, &socket)] {
         let ssh = format!("ssh=default={}", source.display());
         let tree = bench.export(client, &project, &[&ssh])?;
         ensure!(text(&tree, "out")? == "0 600\n1000 666\n", "{}", text(&tree, "out")?);

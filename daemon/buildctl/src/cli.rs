@@ -23,7 +23,7 @@ fn version_text() -> String {
 
 /// build utility
 #[derive(Debug, Parser)]
-#[command(name = "buildctl", version = version_text(), disable_version_flag = true)]
+#[command(name = "buildctl", version = version_text(), disable_version_flag = true, args_override_self = true)]
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) global: Global,

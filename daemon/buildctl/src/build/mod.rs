@@ -1,5 +1,6 @@
 //! `build`: gathers what a build may use, runs it, puts its results where they belong.
 
+mod agent;
 mod layout;
 mod metadata;
 mod options;
@@ -16,13 +17,14 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use clap::{ArgAction, Args};
 use proto::control as wire;
-use session::client::{Attachables, OciStore, Session};
+use session::client::{Agent, Attachables, OciStore, Session};
 
 use crate::cli::Global;
 use crate::commands::{offline, print};
 use crate::connect::Connection;
 use crate::credentials::Docker;
 use crate::display::{Display, Mode, Output};
+use agent::KeyAgent;
 use metadata::Metrics;
 pub(crate) use options::fields;
 use options::{Attrs, Entry, Place};
@@ -67,7 +69,7 @@ pub(crate) struct BuildArgs {
     /// Allow extra privileged entitlement, e.g. network.host, security.insecure, device
     #[arg(long)]
     allow: Vec<String>,
-    /// Allow forwarding SSH agent or a raw Unix socket to the builder. Format default|<id>[=<socket>[,raw=false]]
+    /// Allow forwarding SSH agent or a raw Unix socket to the builder. Format default|<id>[=<socket>|<key>[,<key>][,raw=false]]
     #[arg(long)]
     ssh: Vec<String>,
     /// Output build metadata (e.g., image digest) to a file as JSON
@@ -187,8 +189,18 @@ pub(crate) async fn run(global: &Global, args: BuildArgs, scope: &Scope) -> Resu
         let (id, source) = options::secret(text, &env)?;
         attachables.secret(id, source);
     }
+    let mut key_agents = Vec::new();
     for text in &args.ssh {
-        let (id, agent) = options::ssh(text, &env)?;
+        let (id, source) = options::ssh(text, &env)?;
+        let agent = match source {
+            options::SshSource::Agent(agent) => agent,
+            options::SshSource::Keys(files) => {
+                let keys = scope.run(KeyAgent::start(&files)).await?;
+                let agent = Agent { socket: keys.socket(), raw: false };
+                key_agents.push(keys);
+                agent
+            }
+        };
         attachables.agent(id, agent);
     }
     attach_files(&args, &plan, &mut attachables)?;

@@ -279,7 +279,7 @@ pub(crate) fn secret(text: &str, env: Env<'_>) -> Result<(String, SecretSource),
 }
 
 /// `--ssh`.
-pub(crate) fn ssh(text: &str, env: Env<'_>) -> Result<(String, Agent), Failure> {
+pub(crate) fn ssh(text: &str, env: Env<'_>) -> Result<(String, SshSource), Failure> {
     use std::os::unix::fs::FileTypeExt;
     let (id, rest) = text.split_once('=').map_or((text, ""), |(id, rest)| (id, rest));
     let id = if id.is_empty() { "default" } else { id };
@@ -297,21 +297,36 @@ pub(crate) fn ssh(text: &str, env: Env<'_>) -> Result<(String, Agent), Failure> 
         let text = format!("raw mode must supply exactly one socket path for {}", gotext::quote(id));
         return Err(Failure::invalid(text));
     }
-    let path = match paths.as_slice() {
-        [] => env("SSH_AUTH_SOCK").filter(|p| !p.is_empty()).ok_or_else(|| {
+    if paths.is_empty() {
+        let socket = env("SSH_AUTH_SOCK").filter(|p| !p.is_empty()).ok_or_else(|| {
             Failure::invalid("invalid empty ssh agent socket: make sure SSH_AUTH_SOCK is set")
-        })?,
-        [path] => path.clone(),
-        _ => return Err(Failure::invalid("only single socket allowed")),
-    };
-    let meta =
-        std::fs::metadata(&path).map_err(|e| Failure::new(Kind::NotFound, format!("stat {path}: {e}")))?;
-    if !meta.file_type().is_socket() {
-        return Err(Failure::new(Kind::Unimplemented, format!("{path} is not a socket")).hinted(
-            "private key files are not read here: add the key to an agent with ssh-add and use --ssh default",
-        ));
+        })?;
+        paths.push(socket);
     }
-    Ok((id.to_owned(), Agent { socket: path.into(), raw }))
+    let (mut keys, mut sockets) = (Vec::new(), Vec::new());
+    for path in paths {
+        let meta = std::fs::metadata(&path)
+            .map_err(|e| Failure::new(Kind::NotFound, format!("stat {path}: {e}")))?;
+        let kind = if meta.file_type().is_socket() { &mut sockets } else { &mut keys };
+        kind.push(PathBuf::from(path));
+    }
+    let source = match (sockets.as_slice(), keys.is_empty()) {
+        ([], _) if raw => return Err(Failure::invalid("raw mode only supported with socket paths")),
+        ([], _) => SshSource::Keys(keys),
+        ([socket], true) => SshSource::Agent(Agent { socket: socket.clone(), raw }),
+        (_, true) => return Err(Failure::invalid("only single socket allowed")),
+        (_, false) => return Err(Failure::invalid("invalid combination of keys and sockets")),
+    };
+    Ok((id.to_owned(), source))
+}
+
+/// Who signs for a build.
+#[derive(Debug)]
+pub(crate) enum SshSource {
+    /// An agent that is there.
+    Agent(Agent),
+    /// One that has yet to be started, for these private keys.
+    Keys(Vec<PathBuf>),
 }
 
 /// `--allow`.
@@ -450,15 +465,22 @@ mod tests {
     }
 
     #[test]
-    fn agents_are_sockets() {
+    fn agents_are_sockets_or_made_of_keys() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s");
         let _listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
         let socket = path.to_str().unwrap().to_owned();
         let env = |_: &str| Some(socket.clone());
         assert_eq!(ssh("default", &env).unwrap().0, "default");
-        let (id, agent) = ssh(&format!("x={socket},raw=true"), &none).unwrap();
-        assert_eq!((id.as_str(), agent.raw), ("x", true));
+        let raw = ssh(&format!("x={socket},raw=true"), &none).unwrap();
+        assert!(matches!(&raw, (id, SshSource::Agent(agent)) if id == "x" && agent.raw), "{raw:?}");
+        let key = tempfile::NamedTempFile::new().unwrap();
+        let key = key.path().to_str().unwrap();
+        let keys = ssh(&format!("={key},{key}"), &none).unwrap();
+        assert!(matches!(&keys, (id, SshSource::Keys(k)) if id == "default" && k.len() == 2), "{keys:?}");
+        assert!(error(ssh(&format!("x={socket},{key}"), &none)).contains("combination of keys and sockets"));
+        assert!(error(ssh(&format!("x={socket},{socket}"), &none)).contains("single socket"));
+        assert!(error(ssh(&format!("x={key},raw=true"), &none)).contains("only supported with socket paths"));
         assert!(error(ssh("default", &none)).contains("SSH_AUTH_SOCK"));
         assert!(error(ssh("x=raw=true", &none)).contains("exactly one socket path"));
     }
