@@ -1,6 +1,13 @@
 # Everything a person types. `make run` is the way in, `make test` the way to be sure.
 
-.PHONY: run stop build test lint bench clean
+.PHONY: run stop build install uninstall deb image test lint bench clean
+
+# Where `install` puts things, and where it takes the programs from.
+PREFIX ?= /usr/local
+PROGRAMS ?= target/release
+UNITDIR ?= $(PREFIX)/lib/systemd/system
+USERUNITDIR ?= $(dir $(UNITDIR))user
+
 
 ## Installs what is missing, builds, starts the daemon and builds an example.
 run:
@@ -15,6 +22,35 @@ stop:
 ## The programs, optimised, in target/release.
 build:
 	cargo build --release -p buildkitd -p buildctl -p cni-plugins
+
+## Programs and units, from PROGRAMS to PREFIX below DESTDIR; `make build` comes first.
+install:
+	install -D -m 755 -t $(DESTDIR)$(PREFIX)/bin $(PROGRAMS)/buildkitd $(PROGRAMS)/buildctl
+	install -D -m 755 -t $(DESTDIR)$(PREFIX)/libexec/buildkit-cni $(PROGRAMS)/buildkit-cni
+	strip $(DESTDIR)$(PREFIX)/bin/buildkitd $(DESTDIR)$(PREFIX)/bin/buildctl $(DESTDIR)$(PREFIX)/libexec/buildkit-cni/buildkit-cni
+	for plugin in bridge host-local static loopback firewall portmap tuning dummy; do \
+	    ln -sf buildkit-cni $(DESTDIR)$(PREFIX)/libexec/buildkit-cni/$$plugin || exit 1; done
+	install -D -m 644 -t $(DESTDIR)$(UNITDIR) systemd/buildkitd.socket
+	sed 's|@BINDIR@|$(PREFIX)/bin|' systemd/buildkitd.service | install -D -m 644 /dev/stdin $(DESTDIR)$(UNITDIR)/buildkitd.service
+	install -D -m 644 systemd/sysusers.conf $(DESTDIR)$(PREFIX)/lib/sysusers.d/buildkit.conf
+ifeq ($(DESTDIR),)
+	systemd-sysusers $(PREFIX)/lib/sysusers.d/buildkit.conf
+	systemctl daemon-reload || true
+endif
+
+## Takes away what `install` has put there; images and caches stay.
+uninstall:
+ifeq ($(DESTDIR),)
+	systemctl disable --now buildkitd.socket buildkitd.service || true
+endif
+	rm -f $(DESTDIR)$(PREFIX)/bin/buildkitd $(DESTDIR)$(PREFIX)/bin/buildctl
+	rm -rf $(DESTDIR)$(PREFIX)/libexec/buildkit-cni
+	rm -f $(DESTDIR)$(UNITDIR)/buildkitd.socket $(DESTDIR)$(UNITDIR)/buildkitd.service
+	rm -f $(DESTDIR)$(PREFIX)/lib/sysusers.d/buildkit.conf
+
+## The Debian package, as target/buildkit-cni.deb.
+deb: build
+	systemd/package.sh $(PROGRAMS) target/buildkit-cni.deb
 
 ## Every test there is, as root; installs what they need.
 test:

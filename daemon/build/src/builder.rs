@@ -120,6 +120,11 @@ impl Builder {
         Ok(())
     }
 
+    /// Changes whenever a build has begun.
+    pub fn begun(&self) -> watch::Receiver<()> {
+        self.begun.subscribe()
+    }
+
     /// Changes whenever a build has ended.
     pub fn ended(&self) -> watch::Receiver<()> {
         self.ended.subscribe()

@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result};
 use base::task::Scope;
 use base::{Failure, Platform};
 use build::{Builder, History, WorkerInfo};
@@ -16,25 +16,29 @@ use registry::Registries;
 use session::Sessions;
 use solver::Solver;
 use store::Store;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 
 use crate::network;
 use crate::settings::{Places, Settings};
+use crate::status::{Status, refusal};
 
 /// The parts that are used after everything is put together.
 pub(crate) struct Daemon {
     pub(crate) builder: Arc<Builder>,
     pub(crate) sessions: Sessions,
-    pub(crate) policies: Vec<PrunePolicy>,
+    pub(crate) policies: watch::Sender<Vec<PrunePolicy>>,
+    pub(crate) registries: Registries,
+    /// Size of the disk with the root, in bytes.
+    pub(crate) disk: u64,
     pub(crate) network: network::Provider,
     /// Held as long as the daemon runs: no second one on the same root.
     pub(crate) lock: File,
 }
 
-fn failed(what: &'static str) -> impl FnOnce(Failure) -> anyhow::Error {
+fn failed(what: &'static str, status: Status) -> impl FnOnce(Failure) -> anyhow::Error {
     move |failure| match failure.hint() {
-        Some(hint) => anyhow!("{what}: {failure}; {hint}"),
-        None => anyhow!("{what}: {failure}"),
+        Some(hint) => refusal(status, format!("{what}: {failure}; {hint}")),
+        None => refusal(status, format!("{what}: {failure}")),
     }
 }
 
@@ -50,10 +54,10 @@ pub(crate) async fn daemon(settings: &Settings, scope: &Scope) -> Result<Daemon>
     let root = settings.root.clone();
     let store = base::task::blocking(move || Ok(Store::open(root, options)?))
         .await
-        .map_err(failed("open the store"))?;
+        .map_err(failed("open the store", Status::Disk))?;
     let refs = Refs::open(store.clone(), refs::Options { scope: scope.child(), ..refs::Options::default() })
         .await
-        .map_err(failed("open the store"))?;
+        .map_err(failed("open the store", Status::Disk))?;
 
     let network = network::Provider::new(settings, scope).await?;
     let executor = exec::Executor::new(exec::Config {
@@ -68,7 +72,7 @@ pub(crate) async fn daemon(settings: &Settings, scope: &Scope) -> Result<Daemon>
         network: network.network(),
         dns: settings.dns.clone(),
     });
-    let executor = executor.await.map_err(failed("prepare to run containers"))?;
+    let executor = executor.await.map_err(failed("prepare to run containers", Status::Unavailable))?;
 
     let scratch = places.scratch();
     fs::create_dir_all(&scratch).with_context(|| format!("create {}", scratch.display()))?;
@@ -96,12 +100,11 @@ pub(crate) async fn daemon(settings: &Settings, scope: &Scope) -> Result<Daemon>
     let keys: Arc<dyn solver::KeyIndex> = Arc::new(keys::Keys::open(store.db().clone(), scope));
     let results = Arc::new(Results::new(refs, images.clone()));
     let solver = Solver::new(solver::Deps { keys: keys.clone(), results, scope: scope.clone() });
-    let policies = settings.policies.on(store.disk().map_or(0, |disk| disk.total));
-    let exporters = export::Deps {
-        store: store.clone(),
-        registries: images.registries().clone(),
-        sessions: sessions.clone(),
-    };
+    let disk = store.disk().map_or(0, |disk| disk.total);
+    let policies = watch::Sender::new(settings.policies.on(disk));
+    let registries = images.registries().clone();
+    let exporters =
+        export::Deps { store: store.clone(), registries: registries.clone(), sessions: sessions.clone() };
     let builder = Builder::new(build::Deps {
         worker,
         solver,
@@ -114,8 +117,8 @@ pub(crate) async fn daemon(settings: &Settings, scope: &Scope) -> Result<Daemon>
         encode: control::encode_progress,
         scope: scope.clone(),
     });
-    builder.forget_pruned().map_err(failed("tidy the key index"))?;
-    Ok(Daemon { builder, sessions, policies, network, lock })
+    builder.forget_pruned().map_err(failed("tidy the key index", Status::Disk))?;
+    Ok(Daemon { builder, sessions, policies, registries, disk, network, lock })
 }
 
 /// Makes the root directory and makes sure that this is the only daemon in it.
@@ -131,7 +134,11 @@ fn take_root(root: &Path) -> Result<File> {
     match lock.try_lock() {
         Ok(()) => Ok(lock),
         Err(fs::TryLockError::WouldBlock) => {
-            Err(anyhow!("could not lock {}, another instance running?", path.display()))
+            let message = format!(
+                "could not lock {}, another instance running? Stop it, or use another directory with --root",
+                path.display()
+            );
+            Err(refusal(Status::Busy, message))
         }
         Err(fs::TryLockError::Error(e)) => Err(e).with_context(|| format!("lock {}", path.display())),
     }

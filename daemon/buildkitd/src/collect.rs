@@ -7,19 +7,21 @@ use std::time::Duration;
 use base::Failure;
 use build::Builder;
 use refs::PrunePolicy;
+use tokio::sync::watch;
 
 const AFTER: Duration = Duration::from_secs(1);
 const EVERY: Duration = Duration::from_secs(60);
 
 /// Collects according to `policies`, for as long as the daemon's scope lives.
-pub(crate) fn start(builder: &Arc<Builder>, policies: Vec<PrunePolicy>) {
+pub(crate) fn start(builder: &Arc<Builder>, policies: watch::Receiver<Vec<PrunePolicy>>) {
     let builder = builder.clone();
     builder.scope().clone().spawn(async move {
         let mut ended = builder.ended();
         let work = async {
             loop {
                 tokio::time::sleep(AFTER).await;
-                if let Err(error) = collect(&builder, &policies).await {
+                let now = policies.borrow().clone();
+                if let Err(error) = collect(&builder, &now).await {
                     tracing::error!(%error, "collect garbage");
                 }
                 tokio::time::sleep(EVERY).await;

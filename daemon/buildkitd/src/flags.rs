@@ -9,7 +9,7 @@ use clap::builder::BoolishValueParser;
 ///
 /// Flags override the configuration file. Boolean flags may be written
 /// `--debug`, `--debug=true` or `--debug=false`.
-#[derive(Debug, Parser)]
+#[derive(Debug, Clone, Parser)]
 #[command(name = "buildkitd", version = version(), disable_version_flag = true)]
 pub(crate) struct Flags {
     /// Print the version: name, package, version and revision
@@ -55,6 +55,14 @@ pub(crate) struct Flags {
     /// CA that client certificates must be signed by
     #[arg(long, value_name = "PEM")]
     pub(crate) tlscacert: Option<PathBuf>,
+
+    /// Serve clients on TCP that do not show who they are: everybody who reaches the port is root here
+    #[arg(long)]
+    pub(crate) allow_unauthenticated_tcp: bool,
+
+    /// How long builds may go on when the daemon is told to stop [default: 10s]
+    #[arg(long, value_name = "DURATION")]
+    pub(crate) shutdown_grace: Option<String>,
 
     /// What builds may ask for: network.host, security.insecure or device (repeatable)
     #[arg(long, value_name = "ENTITLEMENT")]

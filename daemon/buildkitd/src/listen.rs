@@ -4,31 +4,20 @@
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use base::task::Scope;
-use rustls_pki_types::pem::PemObject;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::mpsc;
 use tokio_rustls::TlsAcceptor;
-use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use tokio_rustls::rustls::server::WebPkiClientVerifier;
-use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 
-/// Certificates for TCP listeners.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct TlsFiles {
-    pub(crate) cert: Option<PathBuf>,
-    pub(crate) key: Option<PathBuf>,
-    /// Clients must show a certificate signed by this one.
-    pub(crate) ca: Option<PathBuf>,
-}
+use crate::status::{Because as _, Status, refusal};
+use crate::tls::{Acceptor, Guard};
 
 /// Who owns the unix sockets.
 #[derive(Debug, Clone, Copy, Default)]
@@ -39,44 +28,41 @@ pub(crate) struct Owner {
 
 enum Socket {
     Unix(UnixListener),
-    Tcp(TcpListener, Option<TlsAcceptor>),
+    Tcp(TcpListener, Option<Acceptor>),
 }
 
 /// An open listener and what it is called.
 pub(crate) struct Listener {
     socket: Socket,
     pub(crate) address: String,
+    /// The service manager keeps it: connections that are not accepted wait there
+    /// for the next daemon.
+    pub(crate) kept: bool,
 }
 
 impl Listener {
     /// Opens `address`: `unix://PATH`, `tcp://HOST:PORT` or `fd://`.
-    pub(crate) async fn open(address: &str, owner: Owner, tls: &TlsFiles) -> Result<Self> {
+    pub(crate) async fn open(address: &str, owner: Owner, guard: &Guard) -> Result<Self> {
         let Some((scheme, rest)) = address.split_once("://") else {
-            bail!("address {address} does not contain proto, you meant unix://{address} ?");
+            let message = format!("address {address} does not contain proto, you meant unix://{address} ?");
+            return Err(refusal(Status::Config, message));
         };
         let socket = match scheme {
             "unix" => Socket::Unix(
                 unix(Path::new(rest), owner).await.with_context(|| format!("listen on {address}"))?,
             ),
             "tcp" => {
-                let acceptor = acceptor(tls)?;
-                if acceptor.is_none() {
-                    tracing::warn!(
-                        address,
-                        "TLS is not configured: anybody who reaches this port is root here"
-                    );
-                }
-                let listener =
-                    TcpListener::bind(rest).await.with_context(|| format!("listen on {address}"))?;
-                Socket::Tcp(listener, acceptor)
+                let acceptor = guard.acceptor(address).because(Status::Config)?;
+                let listener = TcpListener::bind(rest).await;
+                Socket::Tcp(listener.map_err(|e| taken(address, &e))?, acceptor)
             }
-            "fd" if rest.is_empty() => passed_by_systemd(tls)?,
+            "fd" if rest.is_empty() => passed_by_systemd(guard)?,
             "fd" => bail!(
                 "listen on {address}: only fd:// is supported, for the first socket that systemd passes"
             ),
             _ => bail!("listen on {address}: unknown scheme {scheme:?}; use unix, tcp or fd"),
         };
-        Ok(Self { socket, address: address.to_owned() })
+        Ok(Self { socket, address: address.to_owned(), kept: scheme == "fd" })
     }
 
     /// Accepts connections in `scope` until it is cancelled. TLS handshakes do
@@ -96,9 +82,14 @@ impl Listener {
                         }
                     }
                     Ok((Connection::Tcp(stream), Some(acceptor))) => {
-                        let into = into.clone();
+                        let (into, doors) = (into.clone(), inner.clone());
                         inner.spawn(async move {
-                            match tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await {
+                            let handshake = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream));
+                            let outcome = tokio::select! {
+                                _ = doors.cancelled() => return,
+                                outcome = handshake => outcome,
+                            };
+                            match outcome {
                                 Ok(Ok(stream)) => _ = into.send(Ok(Connection::Tls(Box::new(stream)))).await,
                                 Ok(Err(error)) => tracing::info!(%error, "TLS handshake"),
                                 Err(_) => tracing::info!("TLS handshake timed out"),
@@ -122,9 +113,18 @@ impl Listener {
             Socket::Tcp(listener, tls) => {
                 let stream = listener.accept().await?.0;
                 stream.set_nodelay(true)?;
-                Ok((Connection::Tcp(stream), tls.clone()))
+                Ok((Connection::Tcp(stream), tls.as_ref().map(Acceptor::now)))
             }
         }
+    }
+}
+
+fn taken(address: &str, error: &io::Error) -> anyhow::Error {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            refusal(Status::Busy, format!("listen on {address}: another program listens there"))
+        }
+        _ => refusal(Status::Config, format!("listen on {address}: {error}")),
     }
 }
 
@@ -138,7 +138,8 @@ async fn unix(path: &Path, owner: Owner) -> Result<UnixListener> {
     if path.exists() {
         // A socket nobody answers on is left over from a daemon that was killed.
         if UnixStream::connect(path).await.is_ok() {
-            bail!("{} is in use: another daemon answers there", path.display());
+            let message = format!("{} is in use: another daemon answers there", path.display());
+            return Err(refusal(Status::Busy, message));
         }
         std::fs::remove_file(path).with_context(|| format!("remove stale {}", path.display()))?;
     }
@@ -149,45 +150,8 @@ async fn unix(path: &Path, owner: Owner) -> Result<UnixListener> {
     Ok(listener)
 }
 
-fn acceptor(files: &TlsFiles) -> Result<Option<TlsAcceptor>> {
-    let (cert, key) = match (&files.cert, &files.key) {
-        (Some(cert), Some(key)) => (cert, key),
-        (None, None) if files.ca.is_none() => return Ok(None),
-        _ => bail!("TLS needs a certificate and its key: give --tlscert and --tlskey together"),
-    };
-    let read = |path: &Path| -> Result<Vec<CertificateDer<'static>>> {
-        let context = || format!("read certificates from {}", path.display());
-        let certs: Vec<_> = CertificateDer::pem_file_iter(path)
-            .with_context(context)?
-            .collect::<Result<_, _>>()
-            .with_context(context)?;
-        if certs.is_empty() { Err(anyhow!("{} holds no certificate", path.display())) } else { Ok(certs) }
-    };
-    let chain = read(cert)?;
-    let key =
-        PrivateKeyDer::from_pem_file(key).with_context(|| format!("read key from {}", key.display()))?;
-    let provider = Arc::new(tokio_rustls::rustls::crypto::ring::default_provider());
-    let config =
-        ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions()?;
-    let config = match &files.ca {
-        Some(ca) => {
-            let mut roots = RootCertStore::empty();
-            for cert in read(ca)? {
-                roots.add(cert).with_context(|| format!("use CA {}", ca.display()))?;
-            }
-            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build()?;
-            config.with_client_cert_verifier(verifier)
-        }
-        None => config.with_no_client_auth(),
-    };
-    let mut config = config.with_single_cert(chain, key).context("use TLS certificate and key")?;
-    // Clients that dial TLS themselves negotiate nothing; they are served HTTP/2 all the same.
-    config.alpn_protocols = vec![b"h2".to_vec()];
-    Ok(Some(TlsAcceptor::from(Arc::new(config))))
-}
-
 #[allow(unsafe_code)]
-fn passed_by_systemd(tls: &TlsFiles) -> Result<Socket> {
+fn passed_by_systemd(guard: &Guard) -> Result<Socket> {
     let fd = sd_notify::listen_fds().context("read LISTEN_FDS")?.next().ok_or_else(|| {
         anyhow!("listen on fd://: no socket was passed; is the daemon started by its socket unit?")
     })?;
@@ -197,7 +161,10 @@ fn passed_by_systemd(tls: &TlsFiles) -> Result<Socket> {
     rustix::io::ioctl_fionbio(&fd, true)?;
     match rustix::net::sockopt::socket_domain(&fd)? {
         rustix::net::AddressFamily::UNIX => Ok(Socket::Unix(UnixListener::from_std(fd.into())?)),
-        _ => Ok(Socket::Tcp(TcpListener::from_std(fd.into())?, acceptor(tls)?)),
+        _ => {
+            let acceptor = guard.acceptor("fd://").because(Status::Config)?;
+            Ok(Socket::Tcp(TcpListener::from_std(fd.into())?, acceptor))
+        }
     }
 }
 

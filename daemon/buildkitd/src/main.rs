@@ -1,57 +1,68 @@
 //! The build daemon.
 
 mod assemble;
+mod cgroup;
 mod collect;
 mod config;
 mod flags;
 mod listen;
+mod log;
 mod network;
+mod privileges;
+mod reload;
 mod serve;
 mod settings;
+mod status;
+mod systemd;
+mod tls;
 
-use std::io::IsTerminal as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use clap::Parser as _;
-use tracing_subscriber::filter::LevelFilter;
 
-use crate::config::Config;
 use crate::flags::Flags;
+use crate::log::Log;
 use crate::settings::Settings;
+use crate::status::{Because as _, Status};
 
 fn main() -> ExitCode {
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("buildkitd: {error:#}");
-            ExitCode::FAILURE
+            eprintln!("buildkitd: {}", status::one_line(&error));
+            status::of(&error)
         }
     }
 }
 
 fn run() -> Result<()> {
     let flags = Flags::parse();
-    let (config, warnings) = config::load(&flags.config)?;
-    start_log(&flags, &config)?;
+    let config::Loaded { config, warnings, values } = config::load(&flags.config).because(Status::Config)?;
+    let log = Log::start(&flags, &config).because(Status::Config)?;
     for warning in warnings {
         tracing::warn!("{warning}");
     }
-    if !rustix::process::geteuid().is_root() {
-        bail!("the daemon must be started as root, or as the mapped root in a user namespace");
-    }
+    privileges::check()?;
     // Files get exactly the permissions that builds ask for.
     rustix::process::umask(rustix::fs::Mode::empty());
+    let mut settings = Settings::new(flags.clone(), config).because(Status::Config)?;
+    // What follows concerns the whole process, so it comes before its threads.
     keep_mounts();
-    let settings = Settings::new(flags, config)?;
+    if let Some(group) = cgroup::settle()
+        && settings.cgroup_parent.is_empty()
+    {
+        settings.cgroup_parent = group;
+    }
+    privileges::cut(settings.entitlements.contains(&ops::Entitlement::SecurityInsecure))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .max_blocking_threads(64)
         .thread_keep_alive(Duration::from_secs(5))
         .build()
         .context("start the runtime")?;
-    let outcome = runtime.block_on(serve::run(settings));
+    let outcome = runtime.block_on(serve::run(settings, serve::Origin { flags, values, log }));
     // Whatever still blocks is bounded by the watchdog, or has been waited for.
     runtime.shutdown_background();
     outcome
@@ -65,43 +76,6 @@ fn keep_mounts() {
     } else if let Err(error) = exec::hide_hybrid_cgroup() {
         tracing::info!(%error, "hybrid cgroup hierarchy stays visible");
     }
-}
-
-/// Logs go to standard error.
-fn start_log(flags: &Flags, config: &Config) -> Result<()> {
-    let configured = config.log.level.as_deref().or_else(|| {
-        let trace = config.trace.then_some("trace");
-        trace.or(config.debug.then_some("debug"))
-    });
-    let level = match (flags.log_level.as_deref(), flags.debug) {
-        (Some(level), _) => level,
-        (None, Some(true)) => "debug",
-        (None, Some(false)) | (None, None) => configured.unwrap_or("info"),
-    };
-    let level = match level {
-        "trace" => LevelFilter::TRACE,
-        "debug" => LevelFilter::DEBUG,
-        "info" => LevelFilter::INFO,
-        "warn" | "warning" => LevelFilter::WARN,
-        "error" | "fatal" | "panic" => LevelFilter::ERROR,
-        other => bail!("unknown log level {other:?}: expected trace, debug, info, warn or error"),
-    };
-    // Ours at the level that was asked for; libraries only when something is wrong.
-    let filter = tracing_subscriber::EnvFilter::default()
-        .add_directive(level.into())
-        .add_directive("h2=warn".parse()?)
-        .add_directive("hyper_util=warn".parse()?)
-        .add_directive("hyper=warn".parse()?)
-        .add_directive("rustls=warn".parse()?)
-        .add_directive("reqwest=warn".parse()?)
-        .add_directive("tower=warn".parse()?);
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    match flags.log_format.as_deref().or(config.log.format.as_deref()).unwrap_or("text") {
-        "text" => log.with_ansi(std::io::stderr().is_terminal()).init(),
-        "json" => log.json().flatten_event(true).init(),
-        other => bail!("unsupported log type {other:?}: expected text or json"),
-    }
-    Ok(())
 }
 
 /// Ends the process when stopping takes longer than `limit`: something hangs

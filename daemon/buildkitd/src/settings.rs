@@ -11,7 +11,8 @@ use refs::PrunePolicy;
 
 use crate::config::{self, Config, DiskSpace};
 use crate::flags::Flags;
-use crate::listen::{Owner, TlsFiles};
+use crate::listen::Owner;
+use crate::tls::TlsFiles;
 
 /// Everything the program needs to know, once.
 pub(crate) struct Settings {
@@ -19,6 +20,10 @@ pub(crate) struct Settings {
     pub(crate) addresses: Vec<String>,
     pub(crate) owner: Owner,
     pub(crate) tls: TlsFiles,
+    /// TCP listeners serve clients that do not show who they are.
+    pub(crate) anybody: bool,
+    /// How long builds may go on after the daemon was told to stop.
+    pub(crate) grace: Duration,
     pub(crate) entitlements: BTreeSet<Entitlement>,
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) platforms: Vec<Platform>,
@@ -124,6 +129,8 @@ impl Settings {
                 key: flags.tlskey.or(config.grpc.tls.key),
                 ca: flags.tlscacert.or(config.grpc.tls.ca),
             },
+            anybody: flags.allow_unauthenticated_tcp || config.grpc.allow_unauthenticated_tcp,
+            grace: grace(flags.shutdown_grace.as_deref(), config.system.shutdown_grace)?,
             entitlements: allowed
                 .iter()
                 .map(|e| e.parse::<Entitlement>().map_err(to_anyhow))
@@ -198,6 +205,17 @@ fn check_workers(flags: &Flags, enabled: Option<bool>, containerd: Option<&toml:
         other => bail!("--containerd-worker={other}: this daemon builds with the OCI worker only"),
     }
     Ok(())
+}
+
+/// The flag over the configuration over ten seconds.
+fn grace(flag: Option<&str>, configured: Option<config::Span>) -> Result<Duration> {
+    match flag {
+        None => Ok(configured.map_or(Duration::from_secs(10), |span| span.0)),
+        Some(text) => {
+            let span = config::Span::parse(text);
+            Ok(span.with_context(|| format!("--shutdown-grace {text:?} is not a duration such as 30s"))?.0)
+        }
+    }
 }
 
 fn snapshotter(name: Option<&str>) -> Result<store::Snapshotter> {
@@ -308,9 +326,6 @@ fn log_limits() -> Result<ops::LogLimits> {
         speed: limit("BUILDKIT_STEP_LOG_MAX_SPEED", default.speed)?,
     })
 }
-
-/// How long builds may go on after the daemon was told to stop.
-pub(crate) const GRACE: Duration = Duration::from_secs(10);
 
 /// Directories below the root.
 pub(crate) struct Places<'a>(pub(crate) &'a Path);

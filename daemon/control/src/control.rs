@@ -40,7 +40,7 @@ impl Control {
             id: builder.info().id.clone(),
             labels: builder.info().labels.clone(),
             platforms: builder.worker().platforms.iter().map(convert::platform).collect(),
-            gc_policy: self.deps.policies.iter().map(convert::policy).collect(),
+            gc_policy: self.deps.policies.borrow().iter().map(convert::policy).collect(),
             buildkit_version: Some(convert::version()),
             cdi_devices: Vec::new(),
         }

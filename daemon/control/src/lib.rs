@@ -28,6 +28,7 @@ use proto::moby::buildkit::v1::frontend::llb_bridge_server::LlbBridgeServer;
 use proto::opentelemetry::proto::collector::trace::v1::trace_service_server::TraceServiceServer;
 use refs::PrunePolicy;
 use session::{MAX_MESSAGE, Sessions};
+use tokio::sync::watch;
 use tonic::service::{Routes, RoutesBuilder};
 
 pub use control::Control;
@@ -40,7 +41,7 @@ pub struct Deps {
     /// Clients that are connected.
     pub sessions: Sessions,
     /// What is collected when nobody asks; shown to clients.
-    pub policies: Vec<PrunePolicy>,
+    pub policies: watch::Receiver<Vec<PrunePolicy>>,
 }
 
 /// All services, ready to be served.

@@ -109,6 +109,9 @@ impl Runtime {
     fn command(&self) -> Command {
         let mut command = Command::new(&self.program);
         command.arg("--root").arg(&self.root);
+        // runc hands the service manager's socket on to the container, and waits for
+        // the container to say that it is ready.
+        command.env_remove("NOTIFY_SOCKET");
         command
     }
 

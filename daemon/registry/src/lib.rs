@@ -50,11 +50,21 @@ type Hosts = Arc<[Arc<Host>]>;
 type HostsKey = (String, bool);
 
 pub(crate) struct Shared {
+    /// What is the same for all hosts, as it was in the beginning.
     pub(crate) config: Arc<Config>,
+    /// Hosts as they are configured now.
+    current: Mutex<Current>,
     pub(crate) limits: Limits,
     tokens: Tokens,
     hosts: Mutex<HashMap<HostsKey, Hosts>>,
-    making: Flight<HostsKey, Hosts>,
+    making: Flight<(HostsKey, u64), Hosts>,
+}
+
+/// A configuration, and how many there were before it.
+#[derive(Clone)]
+struct Current {
+    config: Arc<Config>,
+    generation: u64,
 }
 
 impl Shared {
@@ -64,16 +74,21 @@ impl Shared {
         if let Some(hosts) = self.hosts.lock().get(&key) {
             return Ok(hosts.clone());
         }
+        let Current { config, generation } = self.current.lock().clone();
         let make = || {
-            let (config, key) = (self.config.clone(), key.clone());
+            let (config, key) = (config.clone(), key.clone());
             async move {
                 let make = move || Ok(host::hosts(&config, &tls::system_roots(), &key.0, key.1));
                 let made = base::task::blocking(make).await.map_err(Problem::Credentials)??;
                 Ok::<Hosts, Problem>(made.into())
             }
         };
-        let hosts = self.making.run(key.clone(), make).await?;
-        self.hosts.lock().insert(key, hosts.clone());
+        let hosts = self.making.run((key.clone(), generation), make).await?;
+        let mut known = self.hosts.lock();
+        // Not those of a configuration that was replaced meanwhile.
+        if self.current.lock().generation == generation {
+            known.insert(key, hosts.clone());
+        }
         Ok(hosts)
     }
 
@@ -85,13 +100,25 @@ impl Shared {
 impl Registries {
     /// All registries, reached as `config` says.
     pub fn new(config: Config) -> Self {
+        let config = Arc::new(config);
         Self(Arc::new(Shared {
             limits: Limits::new(config.max_concurrency),
-            config: Arc::new(config),
+            current: Mutex::new(Current { config: config.clone(), generation: 0 }),
+            config,
             tokens: Tokens::default(),
             hosts: Mutex::default(),
             making: Flight::default(),
         }))
+    }
+
+    /// Reaches hosts as `config` says from now on; their certificates are read
+    /// again. Transfers that run go on as they began. Limits and everything that is
+    /// the same for all hosts stay as they are.
+    pub fn reconfigure(&self, config: Config) {
+        let mut known = self.0.hosts.lock();
+        let mut current = self.0.current.lock();
+        *current = Current { config: Arc::new(config), generation: current.generation.wrapping_add(1) };
+        known.clear();
     }
 
     /// One image name, on behalf of `access`.

@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
 
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal};
@@ -57,6 +58,52 @@ pub fn free_loop_device() -> Result<u32> {
     let number = unsafe { libc::ioctl(control.as_raw_fd(), LOOP_CTL_GET_FREE) };
     u32::try_from(number)
         .map_err(|_| Error::new("get a free loop device", CONTROL, std::io::Error::last_os_error()))
+}
+
+/// From now on no memory of this process can become executable that was ever
+/// writable. Programs it starts are free again: build steps may well compile at
+/// run time. Kernels before 6.6 cannot tell the two apart; there nothing is done.
+///
+/// # Errors
+/// What the kernel said, other than that it does not know this.
+pub fn refuse_writable_code() -> Result<()> {
+    // From <linux/prctl.h>.
+    const PR_SET_MDWE: libc::c_int = 65;
+    const REFUSE_EXEC_GAIN: libc::c_ulong = 1;
+    const NO_INHERIT: libc::c_ulong = 2;
+    let none: libc::c_ulong = 0;
+    // SAFETY: the call takes numbers only and touches no memory of ours.
+    let outcome = unsafe { libc::prctl(PR_SET_MDWE, REFUSE_EXEC_GAIN | NO_INHERIT, none, none, none) };
+    match (outcome, std::io::Error::last_os_error()) {
+        (0, _) => Ok(()),
+        (_, e) if e.raw_os_error() == Some(libc::EINVAL) => Ok(()),
+        (_, e) => Err(Error::new("refuse writable code in", "this process", e)),
+    }
+}
+
+/// Moves the calling thread, which has to be the only one, into a control group
+/// namespace and a mount namespace of its own, and mounts the unified hierarchy
+/// anew at `root`, so that it shows the group of this process as its root.
+///
+/// # Errors
+/// When there is more than one thread, or what the kernel said. The caller may be
+/// in the new namespaces even then, with the old mount.
+pub fn own_cgroup_namespace(root: &Path) -> Result<()> {
+    use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
+    use rustix::thread::UnshareFlags;
+    let threads = std::fs::read_dir("/proc/self/task").map_err(|e| Error::new("list", "threads", e))?;
+    if threads.count() != 1 {
+        return Err(Error::new("enter a cgroup namespace", root, std::io::ErrorKind::ResourceBusy));
+    }
+    // SAFETY: neither flag concerns file descriptors, memory or signal handlers, and
+    // there is no other thread that could be surprised by another mount table.
+    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWCGROUP | UnshareFlags::NEWNS) }
+        .map_err(|e| Error::new("enter a cgroup namespace", root, e))?;
+    let slave = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
+    rustix::mount::mount_change("/", slave).map_err(|e| Error::new("make a slave of", "/", e))?;
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    rustix::mount::unmount(root, UnmountFlags::DETACH).map_err(|e| Error::new("unmount", root, e))?;
+    rustix::mount::mount("cgroup2", root, "cgroup2", flags, None).map_err(|e| Error::new("mount", root, e))
 }
 
 #[cfg(test)]

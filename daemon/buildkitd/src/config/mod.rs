@@ -44,6 +44,8 @@ pub(crate) struct Grpc {
     pub(crate) uid: Option<u32>,
     pub(crate) gid: Option<u32>,
     pub(crate) tls: Tls,
+    #[serde(rename = "allowUnauthenticatedTcp")]
+    pub(crate) allow_unauthenticated_tcp: bool,
 }
 
 #[derive(Debug, Default, Clone, Deserialize)]
@@ -74,6 +76,7 @@ pub(crate) struct History {
 pub(crate) struct System {
     pub(crate) platforms_cache_max_age: Option<Span>,
     pub(crate) max_registry_concurrency: Option<usize>,
+    pub(crate) shutdown_grace: Option<Span>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -159,21 +162,31 @@ pub(crate) enum Error {
     Invalid { path: PathBuf, line: usize, key: Option<String>, message: String },
 }
 
-/// Reads the file at `path`; without one the configuration is empty. Gives
-/// warnings about keys nobody knows.
+/// A configuration that was read.
+#[derive(Debug, Default)]
+pub(crate) struct Loaded {
+    pub(crate) config: Config,
+    /// About keys nobody knows.
+    pub(crate) warnings: Vec<String>,
+    /// Every value as it is written, by its dotted key in lower case: to see later
+    /// what has changed.
+    pub(crate) values: BTreeMap<String, toml::Value>,
+}
+
+/// Reads the file at `path`; without one the configuration is empty.
 ///
 /// # Errors
 /// When it cannot be read, is not TOML, or a value is of the wrong type: with
 /// file, line and key.
-pub(crate) fn load(path: &Path) -> Result<(Config, Vec<String>), Error> {
+pub(crate) fn load(path: &Path) -> Result<Loaded, Error> {
     match std::fs::read_to_string(path) {
         Ok(text) => parse(path, &text),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok((Config::default(), Vec::new())),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Loaded::default()),
         Err(source) => Err(Error::Read { path: path.to_owned(), source }),
     }
 }
 
-fn parse(path: &Path, text: &str) -> Result<(Config, Vec<String>), Error> {
+fn parse(path: &Path, text: &str) -> Result<Loaded, Error> {
     let invalid = |e: toml::de::Error| {
         let start = e.span().map_or(0, |s| s.start).min(text.len());
         let line = text[..start].matches('\n').count() + 1;
@@ -192,7 +205,21 @@ fn parse(path: &Path, text: &str) -> Result<(Config, Vec<String>), Error> {
         let hint = u.nearest.map(|n| format!("; did you mean {n:?}?")).unwrap_or_default();
         format!("{}:{}: unknown key {:?} is ignored{hint}", path.display(), u.line, u.key)
     });
-    Ok((config, warnings.collect()))
+    let mut values = BTreeMap::new();
+    if let Ok(table) = text.parse::<toml::Table>() {
+        flatten("", &table, &mut values);
+    }
+    Ok(Loaded { config, warnings: warnings.collect(), values })
+}
+
+fn flatten(prefix: &str, table: &toml::Table, into: &mut BTreeMap<String, toml::Value>) {
+    for (key, value) in table {
+        let key = format!("{prefix}{}", key.to_lowercase());
+        match value {
+            toml::Value::Table(table) => flatten(&format!("{key}."), table, into),
+            value => _ = into.insert(key, value.clone()),
+        }
+    }
 }
 
 /// The key that is set on a line.
@@ -206,7 +233,8 @@ mod tests {
     use super::*;
 
     fn read(text: &str) -> Result<(Config, Vec<String>), Error> {
-        parse(Path::new("/etc/buildkit/buildkitd.toml"), text)
+        let Loaded { config, warnings, .. } = parse(Path::new("/etc/buildkit/buildkitd.toml"), text)?;
+        Ok((config, warnings))
     }
 
     #[test]
