@@ -10,7 +10,6 @@ pub mod cachekey;
 pub mod caps;
 pub mod dump;
 pub mod graph;
-pub mod reference;
 
 mod error;
 mod json;

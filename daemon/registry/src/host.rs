@@ -11,8 +11,8 @@ use url::Url;
 
 use crate::config::{Config, HostConfig};
 use crate::error::Problem;
-use crate::reference::DEFAULT_DOMAIN;
 use crate::tls;
+use base::reference::DEFAULT_DOMAIN;
 
 /// The host behind `docker.io`.
 const DOCKER_HUB: &str = "registry-1.docker.io";

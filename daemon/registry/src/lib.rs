@@ -17,7 +17,6 @@ mod host;
 pub mod image;
 mod limit;
 mod push;
-pub mod reference;
 mod tls;
 mod token;
 mod wire;
@@ -30,12 +29,12 @@ use base::once::Flight;
 use parking_lot::Mutex;
 
 pub use auth::{Access, Anonymous, Credentials, Login, Token, TokenRequest};
+pub use base::reference::{ParseError, Reference};
 pub use config::{Config, HostConfig, KeyPair, Retry};
 pub use error::{Error, Problem, Result};
 pub use fetch::{BlobReader, MAX_CONFIG, MAX_MANIFEST};
 pub use image::{Document, Image, Index, Manifest, select};
 pub use push::{File, Pushed, Source, Watch};
-pub use reference::{ParseError, Reference};
 
 use auth::Tokens;
 use host::Host;

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use base::patterns::Matcher;
+use base::reference::Reference;
 use llb::build::{EnvList, Later, ProxyEnv, State};
 use llb::caps::CapSet;
-use llb::reference::Reference;
 
 use super::error::{Failed, Result};
 use super::outline::{ArgInfo, Captured};
@@ -422,7 +422,7 @@ fn check_default_names(file: &instructions::Dockerfile, lex: &Lex, args: &EnvLis
     checks::default_base_names(
         &file.stages,
         |name| lex.expand(name, &env).ok().map(|e| e.text),
-        |name| Reference::normalized(name).is_ok(),
+        |name| name.parse::<Reference>().is_ok(),
         lint,
     );
 }

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeSet;
 
+use base::reference::Reference;
 use base::{Failure, Kind, Platform};
 use futures_util::future::join_all;
 use llb::build::{EnvList, Image as ImageSource, State};
-use llb::reference::Reference;
 
 use super::error::{Failed, Result};
 use super::image::Image;
@@ -138,7 +138,7 @@ impl Converter<'_> {
         let reference = if reference.to_string() == found {
             reference
         } else {
-            Reference::normalized(&found).map_err(|e| {
+            found.parse::<Reference>().map_err(|e| {
                 Failed::new(format!("failed to parse ref {}: {e}", base::gotext::quote(&found)))
             })?
         };
@@ -235,6 +235,6 @@ impl Converter<'_> {
 }
 
 fn base_reference(name: &str) -> Result<Reference> {
-    Reference::normalized(name)
+    name.parse::<Reference>()
         .map_err(|e| Failed::new(format!("failed to parse stage name {}: {e}", base::gotext::quote(name))))
 }

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use base::gotext::{parse_bool, quote};
+use base::reference::Reference;
 use base::{Failure, Kind, Platform};
 use llb::build::ResolveMode;
-use llb::reference::Reference;
 use proto::pb;
 use serde::Deserialize;
 
@@ -205,7 +205,8 @@ fn sbom(opts: &BTreeMap<String, String>) -> Result<Option<Sbom>, Failure> {
     if generator.is_empty() {
         return Err(bad("sbom scanner cannot be empty"));
     }
-    let generator = Reference::normalized(&generator)
+    let generator = generator
+        .parse::<Reference>()
         .map_err(|e| bad(e.to_string()).context(format!("failed to parse sbom scanner {generator}")))?
         .tag_name_only()
         .to_string();

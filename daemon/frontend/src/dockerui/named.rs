@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use base::gotext::quote;
+use base::reference::Reference;
 use base::{Digest, Failure, Kind, Platform};
 use base64::Engine as _;
 use llb::build::{Differ, Http, Image as ImageSource, Later, Local, OciLayout, Options, State};
-use llb::reference::Reference;
 
 use super::context::{Client, IGNORE_FILE, git_context, parse_ignore};
 use crate::convert::Image;
@@ -71,7 +71,8 @@ impl Client {
         platform: Option<Platform>,
         resolve_mode: &str,
     ) -> Result<Option<NamedContext>, Failure> {
-        let reference = Reference::normalized(name)
+        let reference = name
+            .parse::<Reference>()
             .map_err(|e| bad(e.to_string()).context(format!("invalid context name {name}")))?;
         let familiar = reference.familiar();
         let name = familiar.strip_suffix(":latest").unwrap_or(&familiar);
@@ -142,7 +143,7 @@ impl Client {
         if given == "scratch" {
             return Ok(Step::Done(Box::new(plain(State::scratch()))));
         }
-        let reference = Reference::normalized(given).map_err(|e| bad(e.to_string()))?.tag_name_only();
+        let reference = given.parse::<Reference>().map_err(|e| bad(e.to_string()))?.tag_name_only();
         let options = ImageOptions {
             platform: context.platform.clone(),
             resolve_mode: context.resolve_mode.clone(),
@@ -183,7 +184,9 @@ impl Client {
         if store.is_empty() {
             return Err(bad(format!("oci-layout reference {} has no name", quote(given))));
         }
-        let reference = Reference::normalized(&context.name)
+        let reference = context
+            .name
+            .parse::<Reference>()
             .map_err(|e| {
                 let name = quote(&context.name);
                 bad(e.to_string()).context(format!("could not parse oci-layout reference {name}"))

@@ -7,8 +7,8 @@ use base::{Digest, gojson, gopath};
 use super::giturl::{Problem, Remote};
 use super::node::{Node, NodeKind, Options, Output};
 use super::state::State;
-use crate::reference::Reference;
 use crate::{Error, attr, caps};
+use base::reference::Reference;
 
 type Attrs = BTreeMap<String, String>;
 
@@ -75,7 +75,7 @@ impl Image {
     /// When it is not a reference.
     pub fn state(self, reference: &str) -> Result<State, Error> {
         let reference =
-            Reference::normalized(reference).map_err(|e| Error::Invalid(e.to_string()))?.tag_name_only();
+            reference.parse::<Reference>().map_err(|e| Error::Invalid(e.to_string()))?.tag_name_only();
         let mut options = self.options;
         let mut attrs = Attrs::new();
         options.cap(caps::SOURCE_IMAGE);

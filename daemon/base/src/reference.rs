@@ -7,7 +7,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use base::{Classify, Digest, Kind};
+use crate::{Classify, Digest, Kind};
 
 /// The host that a name without one belongs to.
 pub const DEFAULT_DOMAIN: &str = "docker.io";
