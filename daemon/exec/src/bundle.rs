@@ -14,6 +14,7 @@ use sys::mount::{Bind, Mounted};
 use sys::path::Root;
 
 use crate::cgroup::Cgroup;
+use crate::filter::Filter;
 use crate::process::{Process, Security, Source};
 use crate::rootfs::{Stub, Stubs, create_cwd};
 use crate::spec::{OWN_MOUNTS, Surroundings, container};
@@ -21,10 +22,12 @@ use crate::user::lookup_in;
 use crate::{Attachment, Error};
 
 /// What does not change from run to run.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct Machine {
     pub state: PathBuf,
     pub cgroup_parent: String,
+    /// The sandbox's system call filter, when it has been compiled.
+    pub filter: Filter,
     pub unified_cgroup: bool,
     pub process_sandbox: bool,
     pub rootless: bool,
@@ -96,6 +99,7 @@ impl Bundle {
                 in_user_namespace: machine.in_user_namespace,
                 apparmor_profile: machine.apparmor_profile.as_deref(),
                 seccomp: machine.seccomp,
+                filter: machine.filter.annotation(),
                 oom_score_adj: machine.oom_score_adj,
                 capabilities: &machine.capabilities,
                 free_loop,

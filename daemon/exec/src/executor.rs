@@ -14,11 +14,13 @@ use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 use crate::bundle::{self, Bundle, Machine};
+use crate::filter::Filter;
 use crate::network::NoNetwork;
 use crate::run::{Ended, Run};
 use crate::runtime::{Runtime, complaint, exit_code};
 use crate::{
-    Error, Exit, HostNetwork, Io, Namespace, Network, NetworkMode, Process, Reason, cgroup, lookup_user,
+    Error, Exit, HostNetwork, Io, Namespace, Network, NetworkMode, Process, Reason, Security, cgroup,
+    lookup_user,
 };
 
 /// How often is looked whether a container has started, for whoever waits for it.
@@ -195,6 +197,7 @@ impl Inner {
             rootless: config.rootless,
             in_user_namespace: in_user_namespace(),
             apparmor_profile: config.apparmor_profile,
+            filter: Filter::default(),
             seccomp: Path::new("/proc/sys/kernel/seccomp").exists(),
             oom_score_adj: config.oom_score_adj,
             capabilities,
@@ -252,7 +255,13 @@ impl Inner {
             program: self.runtime.program(),
             pid_file: bundle.dir.join("pid"),
         };
-        let ended = run.drive(process.tty, io, scope).await;
+        let learns = self.machine.filter.annotation().is_none() && process.security == Security::Sandbox;
+        let (notes, pid_file) = (self.runtime.notes(&process.id), run.pid_file.clone());
+        let mut ended = std::pin::pin!(run.drive(process.tty, io, scope));
+        let ended = tokio::select! {
+            ended = &mut ended => ended,
+            () = self.machine.filter.learn(&notes, &pid_file), if learns => ended.await,
+        };
         self.running.lock().remove(&process.id);
         running.ended.cancel();
         let inner = self.clone();

@@ -15,6 +15,7 @@ mod bundle;
 mod cgroup;
 mod error;
 mod executor;
+mod filter;
 mod io;
 mod network;
 mod process;

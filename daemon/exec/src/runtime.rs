@@ -145,9 +145,14 @@ impl Runtime {
         command
     }
 
+    /// Where it keeps what it remembers of a container.
+    pub(crate) fn notes(&self, id: &str) -> PathBuf {
+        self.root.join(id)
+    }
+
     /// Whether it still remembers a container.
     pub(crate) fn knows(&self, id: &str) -> bool {
-        self.root.join(id).exists()
+        self.notes(id).exists()
     }
 
     /// Containers it remembers.
@@ -168,7 +173,7 @@ impl Runtime {
             tracing::debug!(id, said = %String::from_utf8_lossy(&output.stderr).trim(), "delete container");
         }
         // Half-made containers are not known to `delete`.
-        crate::bundle::remove_dir(&self.root.join(id));
+        crate::bundle::remove_dir(&self.notes(id));
     }
 }
 

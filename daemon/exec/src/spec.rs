@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 
 use crate::process::{Device, Mount, Process, Resources, Security, Source, Ulimit};
 use crate::user::User;
-use crate::{Attachment, Error, seccomp};
+use crate::{Attachment, Error, filter, seccomp};
 
 const VERSION: &str = "1.0.2";
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -80,6 +80,8 @@ pub(crate) struct Surroundings<'a> {
     pub in_user_namespace: bool,
     pub apparmor_profile: Option<&'a str>,
     pub seccomp: bool,
+    /// The filter as it was compiled before, encoded.
+    pub filter: Option<&'a str>,
     pub oom_score_adj: Option<i32>,
     /// Capabilities of the daemon.
     pub capabilities: &'a [String],
@@ -115,7 +117,11 @@ pub(crate) fn container(process: &Process, around: &Surroundings<'_>) -> Result<
         linux.insert("devices".into(), devices.into());
     }
     let capabilities = capabilities(insecure, around);
+    let mut annotations = Map::new();
     if around.seccomp && !insecure {
+        if let Some(compiled) = around.filter {
+            annotations.insert(filter::ANNOTATION.into(), compiled.into());
+        }
         let names: Vec<String> = CAPABILITIES.iter().map(|c| (*c).to_owned()).collect();
         linux.insert("seccomp".into(), json!(seccomp::filter(std::env::consts::ARCH, &names)));
     }
@@ -136,6 +142,7 @@ pub(crate) fn container(process: &Process, around: &Surroundings<'_>) -> Result<
         "hostname": hostname,
         "mounts": mounts(process, around)?,
         "linux": linux,
+        "annotations": annotations,
     }))
 }
 
@@ -409,6 +416,7 @@ mod tests {
             in_user_namespace: false,
             apparmor_profile: Some("p"),
             seccomp: true,
+            filter: None,
             oom_score_adj: Some(5),
             capabilities: all,
             free_loop: Some(2),
