@@ -90,7 +90,7 @@ impl Guard {
     /// # Errors
     /// As for [`TlsFiles::load`].
     pub(crate) fn new(files: &TlsFiles, anybody: bool) -> Result<Self> {
-        let current = files.load()?.map(|config| watch::Sender::new(config));
+        let current = files.load()?.map(watch::Sender::new);
         Ok(Self { current, authenticates: files.ca.is_some(), anybody })
     }
 

@@ -124,7 +124,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("key");
         std::fs::write(&file, "no key").unwrap();
-        let failure = KeyAgent::start(&[file.clone()]).await.unwrap_err().to_string();
+        let failure = KeyAgent::start(std::slice::from_ref(&file)).await.unwrap_err().to_string();
         assert!(failure.contains(&format!("failed to parse {}", file.display())), "{failure}");
         let failure = KeyAgent::start(&[dir.path().join("none")]).await.unwrap_err().to_string();
         assert!(failure.contains("failed to open"), "{failure}");
