@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
 
 use crate::clients::{Buildctl, Buildx};
@@ -53,6 +53,18 @@ impl Bench {
     /// When the daemon does not stop in peace or leaves something behind.
     pub fn finish(mut self) -> Result<()> {
         self.daemon.stop()
+    }
+
+    /// As [`Self::finish`], of a daemon that was treated badly: it must still build, and
+    /// nothing in it may have panicked.
+    ///
+    /// # Errors
+    /// When it does not, or something has.
+    pub fn finish_serving(self) -> Result<()> {
+        let project = Project::new("FROM busybox\nRUN cat /proc/sys/kernel/random/uuid\n")?;
+        self.build(Client::Buildctl, &project, &["no-cache"])?.ok()?;
+        ensure!(!self.daemon.log().contains("panicked at"), "{}", self.daemon.log());
+        self.finish()
     }
 
     /// A build of `project` with one of the clients; `options` as in

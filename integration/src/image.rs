@@ -184,3 +184,24 @@ fn entry(tar: &mut Builder<Vec<u8>>, path: &str, kind: EntryType, mode: u32, dat
     tar.append_data(&mut header(kind, mode, data.len() as u64), path, data)?;
     Ok(())
 }
+
+/// A tar file with one entry whose path is written as it is.
+pub fn raw_entry(path: &str, kind: tar::EntryType, link: &str, data: &[u8]) -> Vec<u8> {
+    let mut header = tar::Header::new_gnu();
+    let name = &mut header.as_old_mut().name;
+    let length = path.len().min(name.len());
+    name[..length].copy_from_slice(&path.as_bytes()[..length]);
+    let target = &mut header.as_old_mut().linkname;
+    target[..link.len()].copy_from_slice(link.as_bytes());
+    header.set_entry_type(kind);
+    header.set_size(data.len() as u64);
+    header.set_mode(0o644);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(0);
+    header.set_cksum();
+    let mut bytes = header.as_bytes().to_vec();
+    bytes.extend_from_slice(data);
+    bytes.resize(bytes.len().next_multiple_of(512), 0);
+    bytes
+}

@@ -48,10 +48,11 @@ impl Reply {
         self
     }
 
-    /// That claims to be longer than it is.
+    /// That ends after half of what it promises.
     #[must_use]
-    pub fn claiming(mut self, length: usize) -> Self {
-        self.claimed = Some(length);
+    pub fn cut(mut self) -> Self {
+        self.claimed = Some(self.body.len());
+        self.body.truncate(self.body.len() / 2);
         self
     }
 }
