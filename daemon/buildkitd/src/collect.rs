@@ -43,6 +43,7 @@ async fn collect(builder: &Builder, policies: &[PrunePolicy]) -> Result<(), Fail
     refs.prune(policies, |usage| {
         count += 1;
         bytes += usage.size;
+        std::future::ready(())
     })
     .await?;
     if count > 0 {

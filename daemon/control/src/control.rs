@@ -21,6 +21,9 @@ pub struct Control {
     deps: Deps,
 }
 
+/// A client reads what was removed within this time, or is not told of it.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// Tells clients what time it is here, so that they can compare.
 const CLOCK: &str = "buildkit-current-timestamp";
 
@@ -81,8 +84,8 @@ impl Service for Control {
         let record = self.worker_record();
         let filters = Filters::parse(&request.into_inner().filter).map_err(status)?;
         let wanted = filters.matches(|path| match path {
-            [id] if id == "id" => Some(record.id.clone()),
-            [labels, name @ ..] if labels == "labels" => record.labels.get(&name.join(".")).cloned(),
+            ["id"] => Some(record.id.clone()),
+            ["labels", name @ ..] => record.labels.get(&name.join(".")).cloned(),
             _ => None,
         });
         let record = if wanted { vec![record] } else { Vec::new() };
@@ -163,23 +166,13 @@ impl Service for Control {
         let builder = self.builder().clone();
         let (tx, rx) = mpsc::channel(64);
         builder.scope().clone().spawn(async move {
-            // What was removed is told as it happens; a slow reader does not hold
-            // up the removal, it reads from a queue.
-            let (queue, mut removed) = mpsc::unbounded_channel();
-            let told = tx.clone();
-            let forward = async move {
-                while let Some(usage) = removed.recv().await {
-                    if told.send(Ok(convert::usage(usage))).await.is_err() {
-                        return;
-                    }
-                }
+            // A client that stopped reading must not hold up the removal for others.
+            let told = |usage| {
+                let tx = tx.clone();
+                async move { _ = tx.send_timeout(Ok(convert::usage(usage)), PATIENCE).await }
             };
-            let prune = async move {
-                builder.worker().refs.prune(&[policy], |usage| _ = queue.send(usage)).await?;
-                builder.forget_pruned()
-            };
-            let (outcome, ()) = tokio::join!(prune, forward);
-            if let Err(failure) = outcome {
+            let prune = async { builder.worker().refs.prune(&[policy], told).await };
+            if let Err(failure) = prune.await.and_then(|()| builder.forget_pruned()) {
                 _ = tx.send(Err(status(failure))).await;
             }
         });

@@ -38,13 +38,8 @@ pub enum Error {
     #[error("{0}")]
     Invalid(String),
     /// A filter that does not parse.
-    #[error("filter {text:?}: {reason}")]
-    Filter {
-        /// The filter.
-        text: String,
-        /// What is wrong with it.
-        reason: String,
-    },
+    #[error(transparent)]
+    Filter(#[from] base::filter::ParseError),
     /// The store.
     #[error(transparent)]
     Store(#[from] store::Error),
@@ -55,7 +50,7 @@ impl base::Classify for Error {
         match self {
             Self::NotFound { .. } | Self::NoSource { .. } => Kind::NotFound,
             Self::Locked { .. } => Kind::Unavailable,
-            Self::Sort { .. } | Self::Invalid(_) | Self::Filter { .. } => Kind::InvalidArgument,
+            Self::Sort { .. } | Self::Invalid(_) | Self::Filter(_) => Kind::InvalidArgument,
             Self::Store(e) => e.kind(),
         }
     }

@@ -19,7 +19,6 @@ mod compose;
 mod error;
 mod export;
 mod fetch;
-mod filter;
 mod held;
 mod image;
 mod lazy;

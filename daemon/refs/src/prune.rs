@@ -8,15 +8,15 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use base::filter::Filters;
 use base::task::blocking;
 use base::{Failure, Timestamp};
 
-use crate::Refs;
-use crate::filter::Filters;
 use crate::ledger::Entry;
 use crate::model::RecordType;
 use crate::open::Inner;
 use crate::usage::Usage;
+use crate::{Error, Refs};
 
 /// One rule of a prune or of garbage collection.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -134,15 +134,15 @@ fn sort(list: &mut [Usage]) {
 }
 
 impl Refs {
-    /// Removes what `policies` say, each in turn, and tells `removed` of it;
-    /// then the blobs nobody needs any more.
+    /// Removes what `policies` say, each in turn, and tells `removed` of it,
+    /// which is waited for; then the blobs nobody needs any more.
     ///
     /// # Errors
     /// A filter that does not parse, or the disk.
-    pub async fn prune(
+    pub async fn prune<Told: Future<Output = ()> + Send>(
         &self,
         policies: &[PrunePolicy],
-        mut removed: impl FnMut(Usage) + Send,
+        mut removed: impl FnMut(Usage) -> Told + Send,
     ) -> Result<(), Failure> {
         let _one = self.inner.pruning.lock().await;
         for policy in policies {
@@ -156,12 +156,12 @@ impl Refs {
         .await
     }
 
-    async fn prune_by(
+    async fn prune_by<Told: Future<Output = ()> + Send>(
         &self,
         policy: &PrunePolicy,
-        removed: &mut (impl FnMut(Usage) + Send),
+        removed: &mut (impl FnMut(Usage) -> Told + Send),
     ) -> Result<(), Failure> {
-        let filters = Arc::new(Filters::parse(&policy.filters)?);
+        let filters = Arc::new(Filters::parse(&policy.filters).map_err(Error::from)?);
         let capped = policy.max_used != 0 || policy.reserved != 0 || policy.min_free != 0;
         let all = self.listed(capped).await?;
         let shared: Arc<HashSet<String>> =
@@ -184,7 +184,7 @@ impl Refs {
             }
             for usage in gone {
                 total = total.saturating_sub(usage.size);
-                removed(usage);
+                removed(usage).await;
             }
         }
     }
@@ -225,7 +225,7 @@ impl Inner {
         list.retain_mut(|usage| {
             usage.shared = shared.contains(&usage.id);
             // What it stands on is not for filters to see here.
-            let field = |name: &str| if name == "parents" { None } else { usage.field(name) };
+            let field = |path: &[&str]| if path == ["parents"] { None } else { usage.field(path) };
             !usage.in_use && !spared(usage) && filters.matches(field)
         });
         {

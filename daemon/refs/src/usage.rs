@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use base::filter::Filters;
 use base::task::blocking;
 use base::{Failure, Timestamp};
 
-use crate::filter::Filters;
 use crate::ledger::Entry;
 use crate::model::{Record, RecordType};
 use crate::open::Inner;
@@ -45,10 +45,11 @@ const IMAGES: &str = "image/";
 
 impl Usage {
     /// The fields of filters. Those that are true or false are there or not.
-    pub(crate) fn field(&self, name: &str) -> Option<String> {
+    pub(crate) fn field(&self, path: &[&str]) -> Option<String> {
         let flag = |set: bool| set.then(String::new);
         let text = |text: &str| (!text.is_empty()).then(|| text.to_owned());
-        match name {
+        let [name] = path else { return None };
+        match *name {
             "id" => text(&self.id),
             "parents" => text(&self.parents.join(";")),
             "description" => text(&self.description),
@@ -74,7 +75,7 @@ impl Refs {
         filters: &[String],
         unused_for: Option<Duration>,
     ) -> Result<Vec<Usage>, Failure> {
-        let filters = Filters::parse(filters)?;
+        let filters = Filters::parse(filters).map_err(Error::from)?;
         let inner = self.inner.clone();
         blocking(move || {
             let now = Timestamp::now();
@@ -84,7 +85,7 @@ impl Refs {
             };
             let mut list = inner.list();
             inner.mark_shared(&mut list)?;
-            list.retain(|usage| filters.matches(|name| usage.field(name)) && !recent(usage));
+            list.retain(|usage| filters.matches(|path| usage.field(path)) && !recent(usage));
             for usage in &mut list {
                 usage.size = inner.size_of(usage)?;
             }

@@ -31,7 +31,7 @@ async fn dies() {
     let step = file(&refs, Some(&image), "c", "3").await;
     step.layers(Compression::default()).await.unwrap();
     drop((image, step, kept));
-    refs.prune(&[PrunePolicy::default()], |_| {}).await.unwrap();
+    refs.prune(&[PrunePolicy::default()], |_| async {}).await.unwrap();
     // Nothing may run its destructors here that the killed would not run.
     std::process::abort();
 }
@@ -78,7 +78,7 @@ async fn whatever_is_left_is_whole() {
         let own = dir.count("snapshots");
         assert!(own <= usage.len() && own >= snapshots.min(1), "{point}: {own} of {usage:?}");
         assert_eq!(dir.count("content/ingest"), 0, "{point}");
-        refs.prune(&[PrunePolicy::default()], |_| {}).await.unwrap();
+        refs.prune(&[PrunePolicy::default()], |_| async {}).await.unwrap();
         let left = ["snapshots", "content/blobs/sha256", "trash"].map(|d| dir.count(d));
         assert_eq!(left, [0, 0, 0], "{point}");
         close(refs).await;

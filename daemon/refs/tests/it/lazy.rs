@@ -213,7 +213,7 @@ async fn the_same_files_in_another_blob_are_not_unpacked_again() {
     // Each can go without the other.
     drop(first);
     let prune = refs::PrunePolicy::default();
-    refs.prune(&[prune], |_| {}).await.unwrap();
+    refs.prune(&[prune], |_| async {}).await.unwrap();
     assert_eq!(tree(&second).await, ["a=1", "b=2"]);
 }
 

@@ -15,7 +15,11 @@ async fn ids(refs: &Refs, filters: &[&str]) -> Vec<String> {
 
 async fn prune(refs: &Refs, policy: PrunePolicy) -> Vec<String> {
     let mut removed = Vec::new();
-    refs.prune(&[policy], |usage| removed.push(usage.id)).await.unwrap();
+    let told = |usage: refs::Usage| {
+        removed.push(usage.id);
+        std::future::ready(())
+    };
+    refs.prune(&[policy], told).await.unwrap();
     removed
 }
 
@@ -166,7 +170,7 @@ async fn building_and_pruning_at_once_never_meet_halfway() {
     };
     let collect = async {
         for _ in 0..30 {
-            refs.prune(&[PrunePolicy { all: true, ..PrunePolicy::default() }], |_| {}).await.unwrap();
+            refs.prune(&[PrunePolicy { all: true, ..PrunePolicy::default() }], |_| async {}).await.unwrap();
         }
     };
     tokio::join!(build(0), build(1), build(2), collect);
