@@ -17,6 +17,7 @@ pub mod once;
 pub mod patterns;
 pub mod platform;
 pub mod progress;
+pub mod rawjson;
 pub mod reference;
 pub mod secret;
 pub mod size;

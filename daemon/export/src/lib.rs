@@ -28,7 +28,7 @@ mod oci;
 mod options;
 mod platforms;
 mod push;
-mod rawjson;
+use base::rawjson;
 mod rewrite;
 mod source;
 mod tree;

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use base::Failure;
+use base::rawjson;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use proto::control::StatusResponse;
@@ -39,61 +40,7 @@ pub(super) fn metadata_json(response: &BTreeMap<String, String>) -> Vec<u8> {
         let comma = if i > 0 { "," } else { "" };
         out += &format!("{comma}{}:{}", quote(key), object.unwrap_or_else(|| quote(value)));
     }
-    indent(&(out + "}")).into_bytes()
-}
-
-/// Valid JSON, laid out with two spaces; the order of fields stays.
-fn indent(json: &str) -> String {
-    let (mut out, mut depth, mut string, mut escaped) = (String::new(), 0usize, false, false);
-    let line = |out: &mut String, depth: usize| {
-        out.push('\n');
-        out.extend(std::iter::repeat_n("  ", depth));
-    };
-    let mut chars = json.chars().peekable();
-    while let Some(c) = chars.next() {
-        if string {
-            out.push(c);
-            (string, escaped) = match (c, escaped) {
-                (_, true) => (true, false),
-                ('\\', _) => (true, true),
-                ('"', _) => (false, false),
-                _ => (true, false),
-            };
-            continue;
-        }
-        match c {
-            '"' => {
-                string = true;
-                out.push(c);
-            }
-            '{' | '[' => {
-                out.push(c);
-                while chars.peek().is_some_and(|c| c.is_ascii_whitespace()) {
-                    chars.next();
-                }
-                match chars.peek() {
-                    Some('}' | ']') => out.extend(chars.next()),
-                    _ => {
-                        depth += 1;
-                        line(&mut out, depth);
-                    }
-                }
-            }
-            '}' | ']' => {
-                depth = depth.saturating_sub(1);
-                line(&mut out, depth);
-                out.push(c);
-            }
-            ',' => {
-                out.push(c);
-                line(&mut out, depth);
-            }
-            ':' => out.push_str(": "),
-            c if c.is_ascii_whitespace() => {}
-            c => out.push(c),
-        }
-    }
-    out
+    rawjson::indent(&(out + "}")).into_bytes()
 }
 
 /// Counts how much of a build was cached.

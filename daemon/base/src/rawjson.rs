@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 
 /// Without white space, and `<`, `>`, `&` and the two line separators escaped.
 /// The text must be valid JSON.
-pub(crate) fn compact(json: &str) -> String {
+pub fn compact(json: &str) -> String {
     let mut out = String::with_capacity(json.len());
     let (mut quoted, mut escaped) = (false, false);
     for c in json.chars() {
@@ -30,8 +30,9 @@ pub(crate) fn compact(json: &str) -> String {
     out
 }
 
-/// Compact JSON with line breaks, two spaces per level.
-pub(crate) fn indent(json: &str) -> String {
+/// With line breaks, two spaces per level, and no white space of its own. The text must be
+/// valid JSON.
+pub fn indent(json: &str) -> String {
     let mut out = String::with_capacity(json.len() * 2);
     let (mut quoted, mut escaped, mut depth) = (false, false, 0_usize);
     let mut chars = json.chars().peekable();
@@ -53,6 +54,7 @@ pub(crate) fn indent(json: &str) -> String {
             }
             '{' | '[' => {
                 out.push(c);
+                while chars.next_if(char::is_ascii_whitespace).is_some() {}
                 match chars.next_if(|next| matches!(next, '}' | ']')) {
                     Some(end) => out.push(end),
                     None => {
@@ -71,7 +73,8 @@ pub(crate) fn indent(json: &str) -> String {
                 line(&mut out, depth);
             }
             ':' => out.push_str(": "),
-            _ => out.push(c),
+            c if c.is_ascii_whitespace() => {}
+            c => out.push(c),
         }
     }
     out
@@ -97,7 +100,7 @@ mod tests {
     #[test]
     fn indents_like_go() {
         assert_eq!(
-            indent("{\"a\":[1,{\"b\":\"x,{\\\"\"}],\"c\":{},\"d\":[]}"),
+            indent("{\"a\": [1, {\"b\":\"x,{\\\"\"}],\"c\":{ },\"d\":[]}"),
             "{\n  \"a\": [\n    1,\n    {\n      \"b\": \"x,{\\\"\"\n    }\n  ],\n  \"c\": {},\n  \"d\": []\n}"
         );
     }
