@@ -105,6 +105,11 @@ impl Bridge {
         plan.build(&self.core.job).await
     }
 
+    /// The definition behind `id`; none of scratch and what is not known.
+    pub fn definition(&self, id: &RefId) -> Option<pb::Definition> {
+        self.core.plans.lock().get(id).map(|plan| plan.definition().clone())
+    }
+
     fn plan(&self, definition: &pb::Definition) -> Result<Option<RefId>, Failure> {
         let Some(plan) = Plan::new(&self.core.worker, &self.core.values, definition)? else {
             return Ok(None);

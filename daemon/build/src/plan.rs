@@ -13,6 +13,8 @@ pub(crate) struct Plan {
     llb: llb::Graph,
     graph: Graph<Output>,
     edge: Edge,
+    worker: Arc<Worker>,
+    definition: pb::Definition,
     solved: OnceCell<Arc<Solved<Output>>>,
 }
 
@@ -31,7 +33,19 @@ impl Plan {
         let result = llb.result();
         let vertex = llb.vertex(result).ok_or_else(|| Failure::invalid("invalid LLB: no result"))?;
         let edge = Edge::new(vertex.digest.clone(), result.output);
-        Ok(Some(Self { llb, graph, edge, solved: OnceCell::new() }))
+        Ok(Some(Self {
+            llb,
+            graph,
+            edge,
+            worker: worker.clone(),
+            definition: definition.clone(),
+            solved: OnceCell::new(),
+        }))
+    }
+
+    /// As it was received, for those who build on it.
+    pub(crate) fn definition(&self) -> &pb::Definition {
+        &self.definition
     }
 
     /// Builds it, unless that was done. An error tells where in the source the
@@ -40,6 +54,7 @@ impl Plan {
         let solved = self
             .solved
             .get_or_try_init(|| async {
+                self.worker.prepare(&self.llb).await?;
                 job.build(self.graph.clone(), self.edge.clone()).await.map(Arc::new)
             })
             .await;
@@ -47,12 +62,16 @@ impl Plan {
     }
 }
 
-/// Says where in the author's files the vertex stands that failed.
+/// Says where in the author's files the vertex stands that failed: all places,
+/// the one given last first. A failure that knows its places keeps them.
 fn locate(llb: &llb::Graph, failure: Failure) -> Failure {
+    if failure.details().iter().any(|d| matches!(d, Detail::Source(_))) {
+        return failure;
+    }
     let vertex = failure.details().iter().find_map(|d| match d {
         Detail::Vertex(digest) => Some(digest.clone()),
         _ => None,
     });
     let excerpts = vertex.map(|digest| llb.excerpts(&digest)).unwrap_or_default();
-    excerpts.into_iter().fold(failure, |failure, excerpt| failure.with(Detail::Source(excerpt)))
+    excerpts.into_iter().rev().fold(failure, |failure, excerpt| failure.also(Detail::Source(excerpt)))
 }

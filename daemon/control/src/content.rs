@@ -2,19 +2,23 @@
 
 use std::io::{Read as _, Seek as _, SeekFrom};
 
+use base::filter::Filters;
 use base::{Digest, Failure};
 use bytes::Bytes;
 use futures_util::stream::{BoxStream, StreamExt as _};
 use proto::content as wire;
-use store::Store;
+use store::{BlobInfo, Store};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
+use crate::progress::timestamp;
 use crate::status;
 
 /// Bytes per message.
 const CHUNK: usize = 1 << 20;
+/// Blobs per message of a list.
+const LISTED: usize = 100;
 
 /// Serves the blobs of the store.
 pub(crate) struct Content {
@@ -26,11 +30,33 @@ impl Content {
         Self { store }
     }
 
-    fn find(&self, digest: &str) -> Result<store::BlobInfo, Failure> {
+    fn find(&self, digest: &str) -> Result<BlobInfo, Failure> {
         let digest: Digest =
             digest.parse().map_err(|e: base::digest::ParseError| Failure::invalid(e.to_string()))?;
         let info = self.store.blobs().info(&digest)?;
         info.ok_or_else(|| Failure::new(base::Kind::NotFound, format!("content {digest}: not found")))
+    }
+}
+
+/// What filters can ask of a blob.
+fn field(blob: &BlobInfo, path: &[&str]) -> Option<String> {
+    match path {
+        ["digest"] => Some(blob.digest.to_string()),
+        ["size"] => Some(blob.size.to_string()),
+        ["labels", name @ ..] => blob.labels.get(&name.join(".")).cloned(),
+        _ => None,
+    }
+}
+
+fn info(blob: BlobInfo) -> wire::Info {
+    let time = Some(timestamp(blob.created));
+    wire::Info {
+        digest: blob.digest.to_string(),
+        size: i64::try_from(blob.size).unwrap_or(i64::MAX),
+        created_at: time,
+        // Blobs do not change; only labels may.
+        updated_at: time,
+        labels: blob.labels,
     }
 }
 
@@ -49,13 +75,7 @@ impl wire::content_server::Content for Content {
         request: Request<wire::InfoRequest>,
     ) -> Result<Response<wire::InfoResponse>, Status> {
         let found = self.find(&request.into_inner().digest).map_err(status)?;
-        let info = wire::Info {
-            digest: found.digest.to_string(),
-            size: i64::try_from(found.size).unwrap_or(i64::MAX),
-            labels: found.labels,
-            ..wire::Info::default()
-        };
-        Ok(Response::new(wire::InfoResponse { info: Some(info) }))
+        Ok(Response::new(wire::InfoResponse { info: Some(info(found)) }))
     }
 
     async fn read(
@@ -98,8 +118,18 @@ impl wire::content_server::Content for Content {
         Ok(Response::new(ReceiverStream::new(rx).boxed()))
     }
 
-    async fn list(&self, _: Request<wire::ListContentRequest>) -> Result<Response<Self::ListStream>, Status> {
-        Err(Status::unimplemented("blobs are not listed"))
+    async fn list(
+        &self,
+        request: Request<wire::ListContentRequest>,
+    ) -> Result<Response<Self::ListStream>, Status> {
+        let filters = Filters::parse(&request.into_inner().filters).map_err(status)?;
+        let blobs = self.store.blobs().clone();
+        let all = base::task::blocking(move || Ok(blobs.list()?)).await.map_err(status)?;
+        let found: Vec<_> =
+            all.into_iter().filter(|blob| filters.matches(|path| field(blob, path))).map(info).collect();
+        // As many in one message as other stores put there.
+        let messages = found.chunks(LISTED).map(|some| Ok(wire::ListContentResponse { info: some.to_vec() }));
+        Ok(Response::new(futures_util::stream::iter(messages.collect::<Vec<_>>()).boxed()))
     }
 
     async fn write(

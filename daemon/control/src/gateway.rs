@@ -60,35 +60,39 @@ fn ref_id(id: &str) -> Option<RefId> {
     (!id.is_empty()).then(|| RefId::new(id))
 }
 
-fn wire_ref(id: Option<&RefId>) -> wire::Ref {
-    wire::Ref { id: id.map(ToString::to_string).unwrap_or_default(), def: None }
+/// With what it was made from: clients build on that.
+fn wire_ref(bridge: &Bridge, id: Option<&RefId>) -> wire::Ref {
+    wire::Ref {
+        id: id.map(ToString::to_string).unwrap_or_default(),
+        def: id.and_then(|id| bridge.definition(id)),
+    }
 }
 
 fn needed(id: &str) -> Result<RefId, Status> {
     ref_id(id).ok_or_else(|| status(Failure::new(Kind::NotFound, "the result is empty")))
 }
 
-fn to_wire(result: FrontendResult, arrays: bool) -> wire::Result {
+fn to_wire(bridge: &Bridge, result: FrontendResult, arrays: bool) -> wire::Result {
     use wire::result::Result as Kind;
     let text = |id: Option<RefId>| id.map(|id| id.to_string()).unwrap_or_default();
     let refs = match (result.refs, arrays) {
-        (Refs::Single(id), true) => Kind::Ref(wire_ref(id.as_ref())),
+        (Refs::Single(id), true) => Kind::Ref(wire_ref(bridge, id.as_ref())),
         (Refs::Single(id), false) => Kind::RefDeprecated(text(id)),
         (Refs::ByPlatform(refs), true) => Kind::Refs(wire::RefMap {
-            refs: refs.iter().map(|(k, id)| (k.clone(), wire_ref(id.as_ref()))).collect(),
+            refs: refs.iter().map(|(k, id)| (k.clone(), wire_ref(bridge, id.as_ref()))).collect(),
         }),
         (Refs::ByPlatform(refs), false) => Kind::RefsDeprecated(wire::RefMapDeprecated {
             refs: refs.into_iter().map(|(k, id)| (k, text(id))).collect(),
         }),
     };
     let attestations = result.attestations.into_iter().map(|(platform, list)| {
-        let attestation = list.into_iter().map(attestation_to_wire).collect();
+        let attestation = list.into_iter().map(|a| attestation_to_wire(bridge, a)).collect();
         (platform, wire::Attestations { attestation })
     });
     wire::Result { result: Some(refs), metadata: result.metadata, attestations: attestations.collect() }
 }
 
-fn attestation_to_wire(a: Attestation) -> wire::Attestation {
+fn attestation_to_wire(bridge: &Bridge, a: Attestation) -> wire::Attestation {
     let kind = match a.kind {
         AttestationKind::InToto => wire::AttestationKind::InToto,
         AttestationKind::Bundle => wire::AttestationKind::Bundle,
@@ -96,7 +100,7 @@ fn attestation_to_wire(a: Attestation) -> wire::Attestation {
     wire::Attestation {
         kind: kind as i32,
         metadata: a.metadata,
-        r#ref: Some(wire_ref(a.reference.as_ref())),
+        r#ref: Some(wire_ref(bridge, a.reference.as_ref())),
         path: a.path,
         in_toto_predicate_type: a.predicate_type,
         in_toto_subjects: a
@@ -328,7 +332,10 @@ impl wire::llb_bridge_server::LlbBridge for Forwarder {
             let id = result.single_ref().map_err(status)?.map(ToString::to_string).unwrap_or_default();
             return Ok(Response::new(wire::SolveResponse { r#ref: id, result: None }));
         }
-        Ok(Response::new(wire::SolveResponse { r#ref: String::new(), result: Some(to_wire(result, arrays)) }))
+        Ok(Response::new(wire::SolveResponse {
+            r#ref: String::new(),
+            result: Some(to_wire(&bridge, result, arrays)),
+        }))
     }
 
     async fn evaluate(

@@ -95,19 +95,21 @@ impl Run<'_> {
     async fn act(&mut self, action: &pb::FileAction, kind: &Action) -> Result<Mutable, Failure> {
         let accounts = self.accounts(kind).await?;
         let source = match kind {
-            Action::Copy(_) => self.read(action.secondary_input).await?,
+            Action::Copy(_) => Some(self.read(action.secondary_input).await?),
             _ => None,
         };
         let target = self.write(action.input, &describe(kind)).await?;
         let mounted = target.mount().await?;
         let from = match &source {
-            Some(source) => Some(source.mount().await?),
-            None => None,
+            Some(Some(source)) => Some(source.mount().await?),
+            _ => None,
         };
+        // Copying out of nothing is copying out of an empty directory.
+        let nothing = source.as_ref().map(|_| self.op.worker.refs.store().empty());
         let accounts = accounts.mount().await?;
         let work = {
             let (kind, scope, path) = (kind.clone(), self.cx.scope.clone(), mounted.path().to_owned());
-            let from = from.as_ref().map(|m| m.path().to_owned());
+            let from = from.as_ref().map(|m| m.path().to_owned()).or(nothing);
             let accounts = accounts.paths();
             move || {
                 let root = Root::open(path)?;
@@ -249,16 +251,7 @@ fn perform(
 ) -> Result<(), Failure> {
     match kind {
         Action::Copy(a) => {
-            // Copying out of nothing is copying out of an empty directory.
-            let Some(from) = from else {
-                if a.allow_wildcard && a.allow_empty_wildcard {
-                    return Ok(());
-                }
-                return Err(Failure::new(
-                    base::Kind::NotFound,
-                    format!("{}: no such file or directory", a.src),
-                ));
-            };
+            let from = from.ok_or_else(|| Failure::internal("a copy without a source"))?;
             let copy = fileop::Copy {
                 src: a.src.clone(),
                 dest: a.dest.clone(),

@@ -1,6 +1,7 @@
 //! From the mounts of an exec operation to directories, files and sockets of
 //! this machine, and back to results.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -10,7 +11,7 @@ use proto::pb;
 use refs::{MountGuard, Mutable, NewRef, Ref};
 use sys::mount::{Mounted, Tmpfs};
 
-use crate::cachemount::Sharing;
+use crate::cachemount::{self, Sharing};
 use crate::{Cx, Error, Output, Worker};
 
 const ROOT: &str = "/";
@@ -25,6 +26,8 @@ pub(crate) struct Prepared {
     /// Kept mounted and alive, in the order in which they are let go; before
     /// the outputs, which nobody may have mounted then.
     guards: Vec<Guard>,
+    /// Cache directories by key.
+    caches: HashMap<String, Arc<Mutable>>,
     outputs: Vec<(usize, Held)>,
 }
 
@@ -41,7 +44,6 @@ enum Held {
 enum Guard {
     Mount(MountGuard),
     Scratch(Mutable),
-    Cache(Arc<Mutable>),
     Secret(SecretFile),
     Ssh(session::Forwarded),
 }
@@ -76,6 +78,7 @@ impl Prepared {
             readonly_rootfs: false,
             mounts: Vec::new(),
             outputs: Vec::new(),
+            caches: HashMap::new(),
             guards: Vec::new(),
         };
         for mount in &op.mounts {
@@ -146,11 +149,24 @@ impl Prepared {
                     pb::CacheSharingOpt::Private => Sharing::Private,
                     pb::CacheSharingOpt::Locked => Sharing::Locked,
                 };
-                let cache = &worker.cache_mounts;
-                let mutable =
-                    cache.get(&worker.refs, &options.id, input, sharing, description, &cx.scope).await?;
+                let key = cachemount::key(&options.id, input);
+                // A process that has it twice has one directory, however it shares
+                // with others: it would wait for itself.
+                let mutable = match self.caches.get(&key) {
+                    Some(mutable) => mutable.clone(),
+                    None => {
+                        let mut description = format!("cached mount {} from exec {description}", mount.dest);
+                        if options.id != mount.dest {
+                            description.push_str(&format!(" with id {}", base::gotext::quote(&options.id)));
+                        }
+                        let cache = &worker.cache_mounts;
+                        let mutable =
+                            cache.get(&worker.refs, &key, input, sharing, &description, &cx.scope).await?;
+                        self.caches.insert(key, mutable.clone());
+                        mutable
+                    }
+                };
                 let path = self.keep_mounted(mutable.mount().await?);
-                self.guards.push(Guard::Cache(mutable));
                 if let (true, Some(input)) = (has_output, input) {
                     self.outputs.push((output(mount), Held::Unchanged(input.clone())));
                 }
@@ -242,7 +258,7 @@ impl Prepared {
 
     /// The results, in the order of the operation's outputs. `count` of them.
     pub(crate) async fn finish(self, count: usize) -> Result<Vec<Output>, Failure> {
-        let Self { outputs, guards, .. } = self;
+        let Self { outputs, guards, caches, .. } = self;
         // What is committed is no longer written to, and what is kept can be
         // had again at once.
         for guard in guards {
@@ -250,6 +266,7 @@ impl Prepared {
                 mounted.unmount().await?;
             }
         }
+        drop(caches);
         let mut results: Vec<Output> = vec![None; count];
         for (at, held) in outputs {
             let result = match held {

@@ -47,6 +47,15 @@ impl Worker {
         self.platforms.first().cloned().unwrap_or_else(Platform::host)
     }
 
+    /// Readies this for a build of `graph`: persistent directories whose steps
+    /// are to ignore what was kept begin anew.
+    ///
+    /// # Errors
+    /// When the database refuses.
+    pub async fn prepare(&self, graph: &llb::Graph) -> Result<(), Failure> {
+        self.cache_mounts.forget(&self.refs, graph).await
+    }
+
     /// Asks each session of the builds that want this in turn, until one answers.
     pub(crate) async fn any_session<T, F>(&self, cx: &Cx, ask: impl FnMut(Caller) -> F) -> Result<T, Failure>
     where

@@ -5,7 +5,7 @@
 //! built on is the layers in between. Only a diff of two strangers is computed
 //! and written as a layer of its own.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -140,17 +140,51 @@ impl Refs {
 
 /// Makes the files of a merge or diff whose parents are here.
 pub(crate) async fn build(held: &Arc<Held>) -> Result<(), Failure> {
-    let layers = layers_of(held)?;
+    let mut layers = layers_of(held)?;
     let overlay = held.refs.ledger.store.snapshots().is_overlay();
+    if overlay {
+        keep_topmost(&mut layers);
+    }
     // Without overlays every layer is computed, with them only strangers.
-    let mut mounts = Vec::new();
-    for layer in &layers {
-        let own = layer.id == held.id;
-        mounts.push(if own || !overlay { Some(Sides::mount(layer).await?) } else { None });
+    let mut parts = Vec::new();
+    for (at, layer) in layers.iter().enumerate() {
+        parts.push(if layer.id == held.id || !overlay {
+            Part::Computed(Sides::mount(layer).await?)
+        } else {
+            let (stacked, below) = (layer.clone(), layers[..at].to_vec());
+            match blocking(move || place(&stacked, &below)).await? {
+                Place::AsMade => Part::AsMade,
+                Place::Elsewhere => Part::Moved(None),
+                Place::Hiding => Part::Moved(match layer.parents.first() {
+                    Some(parent) => Some(Box::pin(Ref::new(parent.clone()).mount()).await?),
+                    None => None,
+                }),
+            }
+        });
     }
     let held = held.clone();
-    blocking(move || if overlay { build_stack(&held, &layers, &mounts) } else { build_copy(&held, &mounts) })
+    blocking(move || if overlay { build_stack(&held, &layers, &parts) } else { build_copy(&held, &parts) })
         .await
+}
+
+/// How a layer becomes part of a stack.
+enum Part {
+    /// As it is.
+    AsMade,
+    /// Without what it says about layers that are not beneath it; with the
+    /// tree it was made on, where only that tells what it deleted.
+    Moved(Option<MountGuard>),
+    /// Compared.
+    Computed(Sides),
+}
+
+/// Drops a layer that comes again further up: nothing of it shows, and the
+/// kernel does not stack a directory twice.
+fn keep_topmost(layers: &mut Vec<Arc<Held>>) {
+    let mut seen = HashSet::new();
+    layers.reverse();
+    layers.retain(|layer| seen.insert(layer.id.clone()));
+    layers.reverse();
 }
 
 /// Both sides of a layer, mounted.
@@ -184,14 +218,14 @@ fn layer_snapshot(layer: &Held) -> Result<String, Error> {
     }
 }
 
-fn build_stack(held: &Arc<Held>, layers: &[Arc<Held>], mounts: &[Option<Sides>]) -> Result<(), Failure> {
+fn build_stack(held: &Arc<Held>, layers: &[Arc<Held>], parts: &[Part]) -> Result<(), Failure> {
     let store = &held.refs.ledger.store;
     let whiteouts = Whiteouts::Overlay { userxattr: store.snapshots().userxattr() };
     let mut made = Vec::new();
     let (mut stack, mut dirs): (Vec<String>, Vec<PathBuf>) = (Vec::new(), Vec::new());
-    for (at, (layer, sides)) in layers.iter().zip(mounts).enumerate() {
+    for (layer, part) in layers.iter().zip(parts) {
         let (mut id, mut dir);
-        if let Some(sides) = sides {
+        if let Part::Computed(sides) = part {
             let own = store.snapshots().begin_layer(&base::id::fresh())?;
             sides.apply(&own.dir(), whiteouts)?;
             (id, dir) = (own.id().to_owned(), own.dir());
@@ -200,12 +234,16 @@ fn build_stack(held: &Arc<Held>, layers: &[Arc<Held>], mounts: &[Option<Sides>])
             id = layer_snapshot(layer)?;
             dir = store.snapshots().dir(&id);
         }
-        if !stands_on_its_own(layer, layers.get(..at).unwrap_or_default())? {
+        let made_on = match part {
+            Part::Moved(made_on) => made_on.as_ref(),
+            _ => None,
+        };
+        if !matches!(part, Part::AsMade) {
             let beneath: Vec<PathBuf> = dirs.iter().rev().cloned().collect();
-            let dangling = store::dangling_whiteouts(&dir, &beneath)?;
-            if !dangling.is_empty() {
+            let hidden = store::hidden(&dir, made_on.map(MountGuard::path), &beneath)?;
+            if !hidden.is_exact() {
                 let clean = store.snapshots().begin_layer(&base::id::fresh())?;
-                store::link_layer(&dir, &clean.dir(), &dangling)?;
+                store::link_layer(&dir, &clean.dir(), &hidden)?;
                 (id, dir) = (clean.id().to_owned(), clean.dir());
                 made.push(clean);
             }
@@ -232,25 +270,47 @@ fn build_stack(held: &Arc<Held>, layers: &[Arc<Held>], mounts: &[Option<Sides>])
     Ok(())
 }
 
-/// Whether all the layer was made on is right below it.
-fn stands_on_its_own(layer: &Arc<Held>, below: &[Arc<Held>]) -> Result<bool, Error> {
-    if !matches!(layer.record()?.content, Content::Layer { .. }) {
-        return Ok(false);
-    }
-    let Some(parent) = layer.parents.first() else { return Ok(true) };
-    let wanted = layers_of(parent)?;
-    let tail = below.len().checked_sub(wanted.len()).and_then(|at| below.get(at..));
-    Ok(tail.is_some_and(|tail| tail.iter().zip(&wanted).all(|(a, b)| a.id == b.id)))
+/// Where a layer is put.
+enum Place {
+    /// On what it was made on.
+    AsMade,
+    /// On something else.
+    Elsewhere,
+    /// On more than it was made on, while a directory of it hides all that is
+    /// below.
+    Hiding,
 }
 
-fn build_copy(held: &Arc<Held>, mounts: &[Option<Sides>]) -> Result<(), Failure> {
+fn place(layer: &Arc<Held>, below: &[Arc<Held>]) -> Result<Place, Failure> {
+    if !matches!(layer.record()?.content, Content::Layer { .. }) {
+        return Ok(Place::Elsewhere);
+    }
+    let made_on = layer.parents.first().map(layers_of).transpose()?.unwrap_or_default();
+    let rest = below.len().checked_sub(made_on.len()).map(|at| below.split_at(at));
+    let stands = rest.is_some_and(|(_, tail)| tail.iter().zip(&made_on).all(|(a, b)| a.id == b.id));
+    if stands && below.len() == made_on.len() {
+        return Ok(Place::AsMade);
+    }
+    let dir = layer.refs.ledger.store.snapshots().dir(&layer_snapshot(layer)?);
+    Ok(match (made_on.is_empty(), stands) {
+        // Made on nothing, it deletes nothing.
+        (true, _) => Place::AsMade,
+        (false, _) if store::has_opaque(&dir)? => Place::Hiding,
+        (false, true) => Place::AsMade,
+        (false, false) => Place::Elsewhere,
+    })
+}
+
+fn build_copy(held: &Arc<Held>, parts: &[Part]) -> Result<(), Failure> {
     let store: &Store = &held.refs.ledger.store;
     let id = base::id::fresh();
     store.snapshots().prepare(&id, None)?;
     let build = || -> Result<(), Failure> {
         let dir = store.snapshots().dir(&id);
-        for sides in mounts.iter().flatten() {
-            sides.apply(&dir, Whiteouts::Remove)?;
+        for part in parts {
+            if let Part::Computed(sides) = part {
+                sides.apply(&dir, Whiteouts::Remove)?;
+            }
         }
         Ok(held.refs.ledger.change(false, |change| {
             store.snapshots().commit(change.tx, &id)?;

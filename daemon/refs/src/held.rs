@@ -28,8 +28,10 @@ pub(crate) struct Held {
     provider: Mutex<Option<Provider>>,
     /// The layer unpacked, waiting for those below.
     pub(crate) unpacked: Mutex<Option<Unpacked>>,
-    /// The read-only mount, shared by all who want one.
-    view: Mutex<Weak<Mount>>,
+    /// The mount, shared by all who want one: read-only of what is immutable,
+    /// else writable. Two overlays with one upper directory do not see each
+    /// other's files.
+    mount: Mutex<Weak<Mount>>,
 }
 
 impl Held {
@@ -40,7 +42,7 @@ impl Held {
             parents,
             provider: Mutex::default(),
             unpacked: Mutex::default(),
-            view: Mutex::default(),
+            mount: Mutex::default(),
         })
     }
 
@@ -200,27 +202,11 @@ impl Ref {
     /// Those of [`Self::ensure`] and of mounting.
     pub async fn mount(&self) -> Result<MountGuard, Failure> {
         self.ensure().await?;
-        if let Some(mount) = self.held.view.lock().upgrade() {
-            return Ok(MountGuard(mount));
-        }
-        let held = self.held.clone();
-        let key = format!("mount/{}", held.id);
-        let work = || async {
-            if let Some(mount) = held.view.lock().upgrade() {
-                return Ok(mount);
-            }
-            let for_mount = held.clone();
-            let mount = blocking(move || {
-                let snapshot = snapshot_of(&for_mount)?;
-                let spec = for_mount.refs.ledger.store.snapshots().view(&snapshot)?;
-                Mount::new(for_mount, &spec)
-            })
-            .await?;
-            let mount = Arc::new(mount);
-            *held.view.lock() = Arc::downgrade(&mount);
-            Ok::<_, Failure>(mount)
+        let view = |held: &Arc<Held>| {
+            let snapshot = snapshot_of(held)?;
+            Ok(held.refs.ledger.store.snapshots().view(&snapshot)?)
         };
-        Ok(MountGuard(self.held.refs.mounts.run(key, work).await?))
+        self.held.mount_once(view).await
     }
 
     /// The directories it is stacked of, topmost first; one directory with
@@ -269,6 +255,32 @@ pub(crate) fn snapshot_of(held: &Held) -> Result<String, Error> {
 }
 
 impl Held {
+    /// The one mount of this, made as `spec` says when there is none.
+    pub(crate) async fn mount_once(
+        self: &Arc<Self>,
+        spec: impl FnOnce(&Arc<Self>) -> Result<MountSpec, Error> + Send + 'static,
+    ) -> Result<MountGuard, Failure> {
+        if let Some(mount) = self.mount.lock().upgrade() {
+            return Ok(MountGuard(mount));
+        }
+        let work = || async {
+            if let Some(mount) = self.mount.lock().upgrade() {
+                return Ok(mount);
+            }
+            let held = self.clone();
+            let mount = blocking(move || {
+                let spec = spec(&held)?;
+                Mount::new(held, &spec)
+            })
+            .await?;
+            let mount = Arc::new(mount);
+            *self.mount.lock() = Arc::downgrade(&mount);
+            Ok::<_, Failure>(mount)
+        };
+        let key = format!("mount/{}", self.id);
+        Ok(MountGuard(self.refs.mounts.run(key, work).await?))
+    }
+
     pub(crate) fn get_meta(&self, key: &str) -> Result<Option<Vec<u8>>, Error> {
         use store::Read;
         Ok(self.refs.ledger.store.db().read(|tx| tx.get(META, &pair(&self.id, key)))?)

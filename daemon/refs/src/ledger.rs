@@ -69,6 +69,8 @@ pub(crate) struct Batch {
     put: Vec<(String, Record)>,
     deleted: Vec<String>,
     indexed: Vec<(String, String)>,
+    /// Ids that are found under no key any more.
+    unindexed: Vec<String>,
     /// Guards of new records: they are held from the moment they are seen.
     held: Vec<Arc<Held>>,
     removed: Vec<Removed>,
@@ -124,13 +126,7 @@ impl Change<'_> {
         let record = self.get(id)?;
         RECORDS.delete(self.tx, id)?;
         self.tx.delete_prefix(META, &pair(id, ""))?;
-        let keys: Vec<String> = {
-            let state = self.ledger.lock();
-            state.index.iter().filter(|(_, ids)| ids.contains(id)).map(|(key, _)| key.clone()).collect()
-        };
-        for key in keys {
-            self.tx.delete(INDEX, &pair(&key, id))?;
-        }
+        self.unindex(id)?;
         self.ledger.store.blobs().release(self.tx, &owner(id))?;
         self.batch.deleted.push(id.to_owned());
         for snapshot in record.snapshots() {
@@ -151,6 +147,19 @@ impl Change<'_> {
         let known = state.snapshots.get(snapshot).copied().unwrap_or(0);
         let here = self.batch.deleted.iter().filter_map(|id| state.entries.get(id));
         known > here.filter(|entry| names(&entry.record)).count()
+    }
+
+    /// Makes `id` found under no key any more.
+    pub(crate) fn unindex(&mut self, id: &str) -> Result<(), Error> {
+        let keys: Vec<String> = {
+            let state = self.ledger.lock();
+            state.index.iter().filter(|(_, ids)| ids.contains(id)).map(|(key, _)| key.clone()).collect()
+        };
+        for key in keys {
+            self.tx.delete(INDEX, &pair(&key, id))?;
+        }
+        self.batch.unindexed.push(id.to_owned());
+        Ok(())
     }
 
     /// Makes `id` found under `key`.
@@ -318,13 +327,15 @@ impl State {
         for (key, id) in batch.indexed {
             self.index.entry(key).or_default().insert(id);
         }
-        for id in batch.deleted {
-            self.forget(&id);
-            self.entries.remove(&id);
+        for id in batch.unindexed {
             self.index.retain(|_, ids| {
                 ids.remove(&id);
                 !ids.is_empty()
             });
+        }
+        for id in batch.deleted {
+            self.forget(&id);
+            self.entries.remove(&id);
         }
     }
 

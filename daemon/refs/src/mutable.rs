@@ -6,7 +6,7 @@ use base::Failure;
 use base::task::blocking;
 use store::WriteTx;
 
-use crate::held::{Held, Mount, MountGuard, Ref, snapshot_of};
+use crate::held::{Held, MountGuard, Ref, snapshot_of};
 use crate::model::{Content, NewRef, Record};
 use crate::open::Inner;
 use crate::{Error, Refs};
@@ -62,6 +62,38 @@ impl Refs {
         let (inner, id) = (self.inner.clone(), id.to_owned());
         let work = tokio::task::spawn_blocking(move || take(&inner, &id));
         work.await.unwrap_or_else(|e| Err(Error::Invalid(format!("worker gone: {e}"))))
+    }
+}
+
+impl Refs {
+    /// Retains `id` no longer and lets nobody find it: it goes with the last
+    /// who has it, or at once. One that is gone already is fine.
+    ///
+    /// # Errors
+    /// When the database refuses.
+    pub async fn disown(&self, id: &str) -> Result<(), Failure> {
+        let (inner, id) = (self.inner.clone(), id.to_owned());
+        blocking(move || {
+            let disowned = inner.ledger.change(true, |change| {
+                let mut record = change.get(&id)?;
+                record.retain = false;
+                change.unindex(&id)?;
+                change.put(&id, record)
+            });
+            match disowned {
+                Err(Error::NotFound { .. }) => return Ok(()),
+                other => other?,
+            }
+            match inner.ledger.lock().entries.get_mut(&id) {
+                Some(entry) if entry.is_free() => entry.dying = true,
+                // Whoever has it removes it.
+                _ => return Ok(()),
+            }
+            inner.ledger.remove(&[id], true)?;
+            inner.empty_trash();
+            Ok(())
+        })
+        .await
     }
 }
 
@@ -158,19 +190,17 @@ impl Mutable {
         self.held.as_ref()?.parents.first().cloned().map(Ref::new)
     }
 
-    /// Mounts it writable.
+    /// Mounts it writable; shared with others who have it mounted.
     ///
     /// # Errors
     /// Those of mounting.
     pub async fn mount(&self) -> Result<MountGuard, Failure> {
-        let held = self.held()?.clone();
-        blocking(move || {
-            let snapshot = snapshot_of(&held)?;
+        let writable = |held: &Arc<Held>| {
+            let snapshot = snapshot_of(held)?;
             let volatile = held.refs.options.volatile;
-            let spec = held.refs.ledger.store.snapshots().writable(&snapshot, volatile)?;
-            Ok(MountGuard(Arc::new(Mount::new(held, &spec)?)))
-        })
-        .await
+            Ok(held.refs.ledger.store.snapshots().writable(&snapshot, volatile)?)
+        };
+        self.held()?.mount_once(writable).await
     }
 
     /// Makes it immutable, in one transaction with its snapshot. A retained

@@ -117,6 +117,14 @@ impl Refs {
         ids.iter().filter(|id| state.entries.get(*id).is_some_and(|e| !e.dying)).cloned().collect()
     }
 
+    /// The ids of refs under which a key was noted that begins with `prefix`,
+    /// in no particular order.
+    pub fn search_below(&self, prefix: &str) -> Vec<String> {
+        let state = self.inner.ledger.lock();
+        let found = state.index.iter().filter(|(key, _)| key.starts_with(prefix)).flat_map(|(_, ids)| ids);
+        found.filter(|id| state.entries.get(*id).is_some_and(|e| !e.dying)).cloned().collect()
+    }
+
     /// Writes down what is not yet, and waits until what goes on in the
     /// background is done: what was dropped is unmounted and deleted.
     ///

@@ -114,7 +114,11 @@ fn attach(mut failure: Failure, details: &[prost_types::Any]) -> Failure {
                 failure = failure.hinted(hint);
             }
         } else if let Some(detail) = decode(any) {
-            failure = failure.with(detail);
+            // There may be several places; of the rest one is enough.
+            failure = match detail {
+                Detail::Source(_) => failure.also(detail),
+                _ => failure.with(detail),
+            };
         }
     }
     failure

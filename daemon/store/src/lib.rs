@@ -50,7 +50,7 @@ pub use layer::{DiffSource, WrittenLayer, convert_layer, unpack_layer, write_lay
 pub use snapshots::{
     DiskUse, LooseLayer, MountSpec, Removed, SnapshotInfo, SnapshotKind, Snapshots, disk_use,
 };
-pub use stack::{apply_changes, dangling_whiteouts, link_layer};
+pub use stack::{Hidden, apply_changes, has_opaque, hidden, link_layer};
 
 /// How directory trees are kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -147,6 +147,11 @@ impl Store {
         let path = self.inner.root.join("mounts").join(base::id::fresh());
         fs::create_dir(&path).map_err(Error::io("create", &path))?;
         Ok(path)
+    }
+
+    /// A directory with nothing in it; stays so.
+    pub fn empty(&self) -> PathBuf {
+        self.inner.root.join("empty")
     }
 
     /// Deletes what was thrown away. May take long; can be called at any time.

@@ -3,9 +3,12 @@
 //! A layer's whiteouts refer to what was below when it was made. Stacked on
 //! something else some may hide nothing, and then the kernel, which does not
 //! merge a directory that only one layer has, shows them as names of nothing.
-//! Such a layer is used through a copy of links without those whiteouts.
+//! Such a layer is used through a copy of links without those whiteouts. A
+//! directory that hides everything, which the kernel also makes of new ones,
+//! would hide what it never knew of; the copy names what it did know instead.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
+use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -14,31 +17,84 @@ use std::path::{Component, Path, PathBuf};
 use rustix::fs::{CWD, FileType, Mode};
 
 use crate::apply::Whiteouts;
-use crate::changes::{Change, ChangeKind, double_walk, is_opaque, is_whiteout, list, lstat};
+use crate::changes::{Change, ChangeKind, double_walk, is_opaque, is_whiteout, list, lstat, overlay_walk};
 use crate::copy::{copy_attributes, copy_one};
 use crate::{Error, Result};
 
-/// The whiteouts of a layer, relative, that hide nothing in the layers
-/// `beneath`, topmost first.
+/// What a layer is to hide in the layers beneath it.
+pub struct Hidden {
+    /// Names to mark as deleted, by the directory they are in; relative.
+    marks: HashMap<PathBuf, Vec<OsString>>,
+    /// Whether directories of the layer that hide everything keep on doing so.
+    opaque: bool,
+    exact: bool,
+}
+
+impl Hidden {
+    /// Whether the layer, as it is, hides this and nothing else.
+    pub fn is_exact(&self) -> bool {
+        self.exact
+    }
+}
+
+/// What `layer` hides in the layers `beneath`, topmost first. With the tree
+/// `made_on` it deleted from that is what it deleted there, as far as it is
+/// beneath too, even where it says that it hides everything.
 ///
 /// # Errors
 /// When a layer cannot be read.
-pub fn dangling_whiteouts(layer: &Path, beneath: &[PathBuf]) -> Result<HashSet<PathBuf>> {
-    let mut found = HashSet::new();
+pub fn hidden(layer: &Path, made_on: Option<&Path>, beneath: &[PathBuf]) -> Result<Hidden> {
+    let mut deleted = Vec::new();
+    match made_on {
+        Some(tree) => overlay_walk(Some(tree), layer, &mut |change| {
+            if change.kind == ChangeKind::Delete {
+                deleted.push(change.path.to_owned());
+            }
+            Ok(())
+        })?,
+        None => deleted = whiteouts(layer)?,
+    }
+    let mut hidden = Hidden { marks: HashMap::new(), opaque: made_on.is_none(), exact: made_on.is_none() };
+    for path in deleted {
+        if !is_visible(&path, beneath)? {
+            hidden.exact = false;
+        } else if let (Some(dir), Some(name)) = (path.parent(), path.file_name()) {
+            hidden.marks.entry(dir.to_owned()).or_default().push(name.to_owned());
+        }
+    }
+    Ok(hidden)
+}
+
+/// The whiteouts of a layer, relative.
+fn whiteouts(layer: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
     let mut rest = vec![PathBuf::new()];
     while let Some(dir) = rest.pop() {
         for entry in list(&layer.join(&dir))? {
             let path = dir.join(&entry.name);
             if is_whiteout(&entry.meta) {
-                if !is_visible(&path, beneath)? {
-                    found.insert(path);
-                }
+                found.push(path);
             } else if entry.meta.is_dir() {
                 rest.push(path);
             }
         }
     }
     Ok(found)
+}
+
+/// Whether some directory of a layer hides all there is below it.
+///
+/// # Errors
+/// When the layer cannot be read.
+pub fn has_opaque(layer: &Path) -> Result<bool> {
+    let mut rest = vec![layer.to_owned()];
+    while let Some(dir) = rest.pop() {
+        if is_opaque(&dir)? {
+            return Ok(true);
+        }
+        rest.extend(list(&dir)?.into_iter().filter(|e| e.meta.is_dir()).map(|e| dir.join(e.name)));
+    }
+    Ok(false)
 }
 
 /// Whether a stack of layers shows something at `path`.
@@ -74,25 +130,25 @@ fn is_visible(path: &Path, layers: &[PathBuf]) -> Result<bool> {
     Ok(false)
 }
 
-/// Makes the existing, empty directory `to` the layer `from` without some of
-/// its paths. Files are the same files under another name.
+/// Makes the existing, empty directory `to` the layer `from`, but hiding just
+/// `hidden`. Files are the same files under another name.
 ///
 /// # Errors
 /// What the file system says.
-pub fn link_layer(from: &Path, to: &Path, without: &HashSet<PathBuf>) -> Result<()> {
-    link_dir(from, to, Path::new(""), without)
+pub fn link_layer(from: &Path, to: &Path, hidden: &Hidden) -> Result<()> {
+    link_dir(from, to, Path::new(""), hidden)
 }
 
-fn link_dir(from: &Path, to: &Path, rel: &Path, without: &HashSet<PathBuf>) -> Result<()> {
+fn link_dir(from: &Path, to: &Path, rel: &Path, hidden: &Hidden) -> Result<()> {
     for entry in list(from)? {
         let path = rel.join(&entry.name);
-        if without.contains(&path) {
+        if is_whiteout(&entry.meta) {
             continue;
         }
         let (source, target) = (from.join(&entry.name), to.join(&entry.name));
         if entry.meta.is_dir() {
             fs::create_dir(&target).map_err(Error::io("create", &target))?;
-            link_dir(&source, &target, &path, without)?;
+            link_dir(&source, &target, &path, hidden)?;
         } else {
             match fs::hard_link(&source, &target) {
                 // As many names as the file system allows.
@@ -104,8 +160,14 @@ fn link_dir(from: &Path, to: &Path, rel: &Path, without: &HashSet<PathBuf>) -> R
             }
         }
     }
+    for name in hidden.marks.get(rel).into_iter().flatten() {
+        mark_deleted(&to.join(name))?;
+    }
     let meta = fs::symlink_metadata(from).map_err(Error::io("stat", from))?;
     copy_attributes(from, to, &meta)?;
+    if !hidden.opaque {
+        return Ok(());
+    }
     for key in ["trusted.overlay.opaque", "user.overlay.opaque"] {
         if let Some(value) = sys::xattr::get(from, key)? {
             sys::xattr::set(to, key, &value)?;
@@ -215,9 +277,11 @@ fn delete(to: &Path, path: &Path, whiteouts: Whiteouts) -> Result<()> {
     remove(&target)?;
     match whiteouts {
         Whiteouts::Remove => Ok(()),
-        Whiteouts::Overlay { .. } => {
-            rustix::fs::mknodat(CWD, &target, FileType::CharacterDevice, Mode::empty(), 0)
-                .map_err(Error::io("create", &target))
-        }
+        Whiteouts::Overlay { .. } => mark_deleted(&target),
     }
+}
+
+fn mark_deleted(path: &Path) -> Result<()> {
+    rustix::fs::mknodat(CWD, path, FileType::CharacterDevice, Mode::empty(), 0)
+        .map_err(Error::io("create", path))
 }

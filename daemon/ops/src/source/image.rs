@@ -322,8 +322,8 @@ impl ImageSource {
             _ => Err("unknown record type".to_owned()),
         })?;
         let limit = attrs.parse(llb::attr::IMAGE_LAYER_LIMIT, |limit| match limit.parse() {
-            Ok(limit) if limit > 0 => Ok(limit),
-            _ => Err("not a number above zero".to_owned()),
+            Ok(count) if count > 0 => Ok(count),
+            _ => Err(format!("invalid layer limit {limit}")),
         })?;
         Ok(Self {
             wanted: Wanted::parse(op, &vertex.platform)?,

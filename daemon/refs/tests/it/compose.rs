@@ -58,6 +58,68 @@ async fn merges_lay_trees_over_each_other() {
 }
 
 #[tokio::test]
+async fn what_merged_trees_share_is_stacked_once() {
+    for snapshotter in BOTH {
+        let dir = Dir::new();
+        let refs = dir.refs_as(snapshotter).await;
+        let base = file(&refs, None, "dir/base", "1").await;
+        let a = step(&refs, Some(&base), |root| {
+            fs::remove_file(root.join("dir/base")).unwrap();
+            fs::write(root.join("dir/a"), "2").unwrap();
+        })
+        .await;
+        let b = file(&refs, Some(&base), "dir/b", "3").await;
+        // What `a` deleted comes again with `b`.
+        let both = merge(&refs, &[&a, &b]).await;
+        assert_eq!(tree(&both).await, ["dir/", "dir/a=2", "dir/b=3", "dir/base=1"]);
+        assert_eq!(names(&both).await, [base.id(), a.id(), base.id(), b.id()]);
+        let other = merge(&refs, &[&b, &a]).await;
+        assert_eq!(tree(&other).await, ["dir/", "dir/a=2", "dir/b=3"]);
+        let top = file(&refs, Some(&merge(&refs, &[&both, &other, &a]).await), "top", "4").await;
+        assert_eq!(tree(&top).await, ["dir/", "dir/a=2", "dir/b=3", "top=4"]);
+    }
+}
+
+#[tokio::test]
+async fn a_directory_made_anew_deletes_only_what_was_in_it() {
+    for snapshotter in BOTH {
+        let dir = Dir::new();
+        let refs = dir.refs_as(snapshotter).await;
+        let base = step(&refs, Some(&file(&refs, None, "dir/gone", "1").await), |root| {
+            fs::create_dir_all(root.join("dir/sub/deep")).unwrap();
+            fs::write(root.join("dir/sub/kept"), "2").unwrap();
+        })
+        .await;
+        let anew = step(&refs, Some(&base), |root| {
+            fs::remove_dir_all(root.join("dir")).unwrap();
+            fs::create_dir_all(root.join("dir/sub")).unwrap();
+            fs::write(root.join("dir/sub/kept"), "3").unwrap();
+            // Nothing below yet; the kernel says all the same that it hides all.
+            fs::create_dir(root.join("new")).unwrap();
+        })
+        .await;
+        let other = step(&refs, None, |root| {
+            fs::create_dir_all(root.join("dir/sub/deep")).unwrap();
+            for (name, text) in [("dir/gone", "4"), ("dir/other", "5"), ("dir/sub/own", "6"), ("new", "")] {
+                match name {
+                    "new" => fs::create_dir(root.join(name)).unwrap(),
+                    _ => fs::write(root.join(name), text).unwrap(),
+                }
+            }
+            fs::write(root.join("new/own"), "7").unwrap();
+        })
+        .await;
+        let merged = merge(&refs, &[&other, &anew]).await;
+        let want =
+            ["dir/", "dir/other=5", "dir/sub/", "dir/sub/kept=3", "dir/sub/own=6", "new/", "new/own=7"];
+        assert_eq!(tree(&merged).await, want);
+        let diff = diff(&refs, &base, Some(&anew)).await;
+        let merged = merge(&refs, &[&other, &diff]).await;
+        assert_eq!(tree(&merged).await, want);
+    }
+}
+
+#[tokio::test]
 async fn a_diff_is_the_layers_in_between() {
     for snapshotter in BOTH {
         let dir = Dir::new();

@@ -220,7 +220,8 @@ impl Dir {
             .map_err(self.fail("rmdir", name))
     }
 
-    /// Removes `name` and all below; nothing there is fine.
+    /// Removes `name` and all below; nothing there is fine, and so is somebody
+    /// else who removes it at the same time.
     ///
     /// # Errors
     /// When something cannot be removed. What could be removed is gone then.
@@ -232,27 +233,29 @@ impl Dir {
             other => return other,
         }
         if !self.is_dir(name)? {
-            return self.unlink(name);
+            return present(self.unlink(name)).map(drop);
         }
         // A stack of our own: a hostile tree may be deeper than the thread's.
-        let mut stack = vec![(self.open_dir(name)?, name.as_os_str().to_owned(), None::<Vec<Entry>>)];
+        let Some(top) = present(self.open_dir(name))? else { return Ok(()) };
+        let mut stack = vec![(top, name.as_os_str().to_owned(), None::<Vec<Entry>>)];
         while let Some((dir, own, entries)) = stack.last_mut() {
             let entries = match entries {
                 Some(entries) => entries,
                 None => entries.insert(dir.list()?),
             };
             if let Some(entry) = entries.pop() {
-                if entry.kind == FileType::Directory || dir.is_dir(&entry.name)? {
-                    let next = dir.open_dir(&entry.name)?;
-                    stack.push((next, entry.name, None));
+                let next = if entry.kind == FileType::Directory || dir.is_dir(&entry.name)? {
+                    present(dir.open_dir(&entry.name))?
                 } else {
-                    dir.unlink(&entry.name)?;
-                }
+                    present(dir.unlink(&entry.name))?;
+                    None
+                };
+                stack.extend(next.map(|next| (next, entry.name, None)));
                 continue;
             }
             let own = std::mem::take(own);
             stack.pop();
-            stack.last().map_or(self, |(dir, ..)| dir).rmdir(own)?;
+            present(stack.last().map_or(self, |(dir, ..)| dir).rmdir(own))?;
         }
         Ok(())
     }
@@ -414,6 +417,14 @@ fn sized(call: impl Fn(&mut [u8]) -> rustix::io::Result<usize>) -> rustix::io::R
     };
     buffer.truncate(size);
     Ok(buffer)
+}
+
+/// `None` for what is not there.
+fn present<T>(result: Result<T>) -> Result<Option<T>> {
+    match result {
+        Err(e) if e.source.kind() == io::ErrorKind::NotFound => Ok(None),
+        other => other.map(Some),
+    }
 }
 
 /// Refuses what would lead to another directory.
