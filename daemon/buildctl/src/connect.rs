@@ -15,7 +15,7 @@ use proto::gateway::llb_bridge_client::LlbBridgeClient;
 use rustls::RootCertStore;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use session::MAX_MESSAGE;
+use session::{MAX_MESSAGE, Patient};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
@@ -27,7 +27,7 @@ use crate::cli::Global;
 
 /// A connection to a daemon.
 pub(crate) struct Connection {
-    channel: Channel,
+    channel: Patient,
 }
 
 /// Something bytes go both ways through.
@@ -62,33 +62,33 @@ impl Connection {
                 .hinted("is buildkitd running, and may you use its socket? See --addr and BUILDKIT_HOST.")
         };
         match tokio::time::timeout(limit, attempt).await {
-            Ok(Ok(channel)) => Ok(Self { channel }),
+            Ok(Ok(channel)) => Ok(Self { channel: channel.into() }),
             Ok(Err(e)) => Err(failed(Kind::Unavailable, &chain(&e))),
             Err(_) => Err(failed(Kind::DeadlineExceeded, "timed out")),
         }
     }
 
     /// The channel itself.
-    pub(crate) fn channel(&self) -> Channel {
+    pub(crate) fn channel(&self) -> Patient {
         self.channel.clone()
     }
 
     /// The control API.
-    pub(crate) fn control(&self) -> ControlClient<Channel> {
+    pub(crate) fn control(&self) -> ControlClient<Patient> {
         ControlClient::new(self.channel())
             .max_decoding_message_size(MAX_MESSAGE)
             .max_encoding_message_size(MAX_MESSAGE)
     }
 
     /// The gateway API.
-    pub(crate) fn gateway(&self) -> LlbBridgeClient<Channel> {
+    pub(crate) fn gateway(&self) -> LlbBridgeClient<Patient> {
         LlbBridgeClient::new(self.channel())
             .max_decoding_message_size(MAX_MESSAGE)
             .max_encoding_message_size(MAX_MESSAGE)
     }
 
     /// The daemon's content store.
-    pub(crate) fn content(&self) -> ContentClient<Channel> {
+    pub(crate) fn content(&self) -> ContentClient<Patient> {
         ContentClient::new(self.channel()).max_decoding_message_size(MAX_MESSAGE)
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use base::task::Scope;
-use base::{Failure, Platform};
+use base::{Failure, Kind, Platform};
 use build::{Builder, History, WorkerInfo};
 use ops::source::image::Images;
 use ops::{CacheMounts, Contents, Results, Worker};
@@ -36,9 +36,14 @@ pub(crate) struct Daemon {
 }
 
 fn failed(what: &'static str, status: Status) -> impl FnOnce(Failure) -> anyhow::Error {
+    // What the machine lacks, rather than the disk.
+    let status = move |failure: &Failure| match failure.kind() {
+        Kind::FailedPrecondition => Status::Unavailable,
+        _ => status,
+    };
     move |failure| match failure.hint() {
-        Some(hint) => refusal(status, format!("{what}: {failure}; {hint}")),
-        None => refusal(status, format!("{what}: {failure}")),
+        Some(hint) => refusal(status(&failure), format!("{what}: {failure}; {hint}")),
+        None => refusal(status(&failure), format!("{what}: {failure}")),
     }
 }
 

@@ -65,7 +65,6 @@ pub(crate) async fn run(settings: Settings, origin: Origin) -> Result<()> {
         let scope = if listener.kept { &kept } else { &doors };
         listener.accept(scope, into.clone());
     }
-    drop(into);
     let server = Server::builder()
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
@@ -111,6 +110,9 @@ pub(crate) async fn run(settings: Settings, origin: Origin) -> Result<()> {
         name = signals.next() => tracing::info!(signal = name, "giving up running builds"),
     }
     doors.cancel(stopping());
+    // Only now: whoever is told goodbye makes no more requests, and the clients of builds
+    // have to until the end.
+    drop(into);
     kept.close().await;
     doors.close().await;
     scope.cancel(stopping());

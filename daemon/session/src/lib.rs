@@ -10,6 +10,7 @@
 //!   a [`Caller`], whose methods are the questions one may ask: [`Caller::sync_dir`],
 //!   [`Caller::send_dir`], [`Caller::credentials`], [`Caller::secret`] and so on.
 //! * [`client`] is the other end, for `buildctl` and for tests.
+//! * [`Patient`] is how a client talks to a daemon that may be replaced meanwhile.
 //! * [`fs`] is the file transfer itself, in both directions.
 //! * [`status`] turns errors into gRPC answers with typed details and back.
 //!
@@ -23,6 +24,7 @@ mod error;
 pub mod fs;
 pub mod json;
 pub mod metadata;
+mod patient;
 mod sessions;
 pub mod status;
 pub mod tunnel;
@@ -35,6 +37,7 @@ pub use calls::files::{Deliver, FileWriter, SyncDir};
 pub use calls::ssh::{Forwarded, SocketOptions};
 pub use calls::upload::Upload;
 pub use error::Error;
+pub use patient::Patient;
 pub use sessions::{Attached, Caller, Sessions};
 
 /// The largest message in either direction.

@@ -25,11 +25,10 @@ use proto::control::control_client::ControlClient;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::service::RoutesBuilder;
-use tonic::transport::Channel;
 
 use crate::fs::{Dir, Tree};
 use crate::tunnel::Duplex;
-use crate::{CONNECTION_WINDOW, Error, MAX_MESSAGE, STREAM_WINDOW, metadata};
+use crate::{CONNECTION_WINDOW, Error, MAX_MESSAGE, Patient, STREAM_WINDOW, metadata};
 
 pub use auth::{Authority, Credential, Credentials};
 pub use docker::DockerConfig;
@@ -178,7 +177,12 @@ impl Attachables {
     ///
     /// # Errors
     /// When the daemon does not take it.
-    pub async fn open(self, daemon: Channel, shared_key: &str, scope: &Scope) -> Result<Session, Failure> {
+    pub async fn open(
+        self,
+        daemon: impl Into<Patient>,
+        shared_key: &str,
+        scope: &Scope,
+    ) -> Result<Session, Failure> {
         let scope = scope.child();
         let id = id::fresh();
         let (routes, methods) = self.routes(&scope);
@@ -211,7 +215,7 @@ impl Attachables {
             }
         });
 
-        let mut control = ControlClient::new(daemon).max_decoding_message_size(MAX_MESSAGE);
+        let mut control = ControlClient::new(daemon.into()).max_decoding_message_size(MAX_MESSAGE);
         let (opened_tx, opened) = tokio::sync::oneshot::channel();
         let (done, stop) = (ended.clone(), closed.clone());
         scope.spawn(async move {
