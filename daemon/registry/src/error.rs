@@ -64,7 +64,7 @@ pub enum Problem {
         anonymous: bool,
     },
     /// No answer came, or not all of it.
-    #[error("{method} {url}")]
+    #[error("{method} {url}{}", wants_certificate(source.as_ref()))]
     Transport {
         /// The request's method.
         method: String,
@@ -180,6 +180,47 @@ fn anonymously(anonymous: &bool) -> &'static str {
     if *anonymous { " (no credentials were used)" } else { "" }
 }
 
+/// What TLS complained about, if that is what `error` is about.
+pub(crate) fn tls_error<'a>(
+    error: &'a (dyn std::error::Error + Send + Sync + 'static),
+) -> Option<&'a rustls::Error> {
+    let mut next: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(e) = next {
+        if let Some(found) = e.downcast_ref::<rustls::Error>() {
+            return Some(found);
+        }
+        // An I/O error hides what it was made of from `source`.
+        next = match e.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+            Some(inner) => Some(inner),
+            None => e.source(),
+        };
+    }
+    None
+}
+
+/// The other side does not know who we are. OpenSSL and Go say it in different ways.
+fn is_stranger(error: &(dyn std::error::Error + Send + Sync + 'static)) -> bool {
+    use rustls::AlertDescription as Alert;
+    matches!(
+        tls_error(error),
+        Some(rustls::Error::AlertReceived(
+            Alert::CertificateRequired
+                | Alert::BadCertificate
+                | Alert::CertificateUnknown
+                | Alert::CertificateExpired
+                | Alert::UnknownCA
+        ))
+    )
+}
+
+fn wants_certificate(error: &(dyn std::error::Error + Send + Sync + 'static)) -> &'static str {
+    if is_stranger(error) {
+        ": the registry wants a client certificate that it trusts (keypair in buildkitd.toml)"
+    } else {
+        ""
+    }
+}
+
 impl Problem {
     /// The problem of `subject`.
     pub(crate) fn of(self, subject: impl ToString) -> Error {
@@ -196,6 +237,7 @@ impl Problem {
             Self::Denied { status: 401, .. } => Kind::Unauthenticated,
             Self::Denied { .. } => Kind::PermissionDenied,
             Self::Status { code: 429, .. } => Kind::ResourceExhausted,
+            Self::Transport { source, .. } if is_stranger(source.as_ref()) => Kind::Unauthenticated,
             Self::Transport { .. } | Self::Stalled { .. } | Self::Truncated { .. } => Kind::Unavailable,
             Self::Size { .. } | Self::Digest { .. } => Kind::DataLoss,
             Self::SchemaOne | Self::Algorithm(_) => Kind::Unimplemented,

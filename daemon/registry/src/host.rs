@@ -10,7 +10,7 @@ use rustls::pki_types::CertificateDer;
 use url::Url;
 
 use crate::config::{Config, HostConfig};
-use crate::error::Problem;
+use crate::error::{Problem, tls_error};
 use crate::tls;
 use base::reference::DEFAULT_DOMAIN;
 
@@ -82,27 +82,12 @@ pub(crate) fn authority(url: &Url) -> String {
     url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
 }
 
-fn rustls_error(error: &reqwest::Error) -> Option<&rustls::Error> {
-    let mut next: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(e) = next {
-        if let Some(found) = e.downcast_ref::<rustls::Error>() {
-            return Some(found);
-        }
-        // An I/O error hides what it was made of from `source`.
-        next = match e.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref) {
-            Some(inner) => Some(inner),
-            None => e.source(),
-        };
-    }
-    None
-}
-
 fn speaks_no_tls(error: &reqwest::Error) -> bool {
-    matches!(rustls_error(error), Some(rustls::Error::InvalidMessage(_)))
+    matches!(tls_error(error), Some(rustls::Error::InvalidMessage(_)))
 }
 
 fn certificate_refused(error: &reqwest::Error) -> bool {
-    matches!(rustls_error(error), Some(rustls::Error::InvalidCertificate(_)))
+    matches!(tls_error(error), Some(rustls::Error::InvalidCertificate(_)))
 }
 
 /// The hosts for `domain`, in the order in which they are asked. Reads the
