@@ -24,6 +24,14 @@ pub enum Error {
     /// A system call said no.
     #[error(transparent)]
     Sys(#[from] sys::Error),
+    /// Overlays were asked for and do not work there.
+    #[error("overlays do not work in {}: {source}", .path.display())]
+    NoOverlay {
+        /// The directory of the snapshots.
+        path: PathBuf,
+        /// What was tried.
+        source: sys::Error,
+    },
     /// The database said no.
     #[error("{what} database: {source}")]
     Db {
@@ -127,13 +135,23 @@ impl base::Classify for Error {
             Self::Sys(e) => e.kind(),
             Self::Db { .. } => Kind::Internal,
             Self::Row { .. } => Kind::DataLoss,
-            Self::Newer { .. } => Kind::FailedPrecondition,
+            Self::Newer { .. } | Self::NoOverlay { .. } => Kind::FailedPrecondition,
             Self::NoBlob { .. } | Self::Snapshot { .. } => Kind::NotFound,
             Self::Mismatch { .. } => Kind::DataLoss,
             Self::Archive { .. } | Self::Compression(_) => Kind::InvalidArgument,
             Self::Canceled => Kind::Canceled,
             #[cfg(feature = "testing")]
             Self::FailPoint(_) => Kind::Internal,
+        }
+    }
+
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::NoOverlay { .. } => Some(
+                "choose a root directory on a disk, such as a volume, or copies with the snapshotter native"
+                    .into(),
+            ),
+            _ => None,
         }
     }
 }

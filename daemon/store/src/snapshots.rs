@@ -135,7 +135,7 @@ impl Snapshots {
             Snapshotter::Overlay | Snapshotter::Auto => match (probe(false), wanted) {
                 (Ok(()), _) => (true, false),
                 (Err(_), _) if probe(true).is_ok() => (true, true),
-                (Err(e), Snapshotter::Overlay) => return Err(e.into()),
+                (Err(source), Snapshotter::Overlay) => return Err(Error::NoOverlay { path: dir, source }),
                 (Err(e), _) => {
                     tracing::warn!(error = %e, "overlays do not work here, trees are copied");
                     (false, false)
