@@ -1,6 +1,6 @@
 # Everything a person types. `make run` is the way in, `make test` the way to be sure.
 
-.PHONY: run stop build install uninstall deb image test lint bench clean
+.PHONY: run stop build install uninstall deb image base-image test lint bench clean
 
 # Where `install` puts things, and where it takes the programs from.
 PREFIX ?= /usr/local
@@ -51,6 +51,16 @@ endif
 ## The Debian package, as target/buildkit-cni.deb.
 deb: build
 	systemd/package.sh $(PROGRAMS) target/buildkit-cni.deb
+
+## The image, as buildkit-cni:local; any builder will do that takes docker's arguments.
+DOCKER_BUILD ?= docker build
+image: build
+	install -D -m 755 -s -t target/image $(PROGRAMS)/buildkitd $(PROGRAMS)/buildctl $(PROGRAMS)/buildkit-cni
+	$(DOCKER_BUILD) --tag buildkit-cni:local .
+
+## What the image is made from, where no registry has it.
+base-image:
+	images/base.sh | docker import - debian:bookworm-slim
 
 ## Every test there is, as root; installs what they need.
 test:

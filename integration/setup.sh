@@ -11,7 +11,7 @@ suite="${BUILDKIT_TEST_SUITE:-bookworm}"
 what="${1:-all}"
 
 run_packages="runc crun git openssh-client iproute2 iptables nftables busybox-static ca-certificates"
-test_packages="docker-registry docker.io mmdebstrap containernetworking-plugins"
+test_packages="docker-registry docker.io containerd openssl systemd-container mmdebstrap containernetworking-plugins"
 
 install_missing() {
     missing=""
@@ -72,13 +72,13 @@ fetch_buildx() {
     trap - EXIT INT TERM
 }
 
-# A small Debian, as a base image with a package database and many files.
+# A root file system of Debian, without what nobody reads: NAME PACKAGES
 make_debian() {
-    tarball="$cache/images/debian.tar"
+    tarball="$cache/images/$1.tar"
     [ ! -s "$tarball" ] || return 0
-    echo "setup: making a small Debian root file system"
+    echo "setup: making the root file system \"$1\""
     mkdir -p "$cache/images"
-    mmdebstrap --quiet --variant=minbase \
+    mmdebstrap --quiet --variant=minbase --include="$2" \
         --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
         --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/info/*' \
         "$suite" "$tarball.new.tar"
@@ -91,4 +91,7 @@ install_missing $run_packages
 # shellcheck disable=SC2086
 install_missing $test_packages
 fetch_buildx
-make_debian
+# A base image with a package database and many files.
+make_debian debian ""
+# A machine that boots, to install the package on.
+make_debian systemd systemd,systemd-sysv,runc,ca-certificates

@@ -88,11 +88,7 @@ impl Buildx {
     /// # Errors
     /// When it has not been fetched, or does not like the daemon.
     pub fn new(daemon: &Daemon) -> Result<Self> {
-        let program = match std::env::var_os("BUILDKIT_TEST_BUILDX") {
-            Some(path) => path.into(),
-            None => places::cache().join("tools/docker-buildx"),
-        };
-        let buildx = Self { program: places::provided(program)?, home: TempDir::with_prefix("bk-buildx-")? };
+        let buildx = Self { program: places::buildx()?, home: TempDir::with_prefix("bk-buildx-")? };
         buildx.run(&["create", "--name", "bench", "--driver", "remote", &daemon.addr()])?.ok()?;
         Ok(buildx)
     }

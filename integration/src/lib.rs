@@ -10,13 +10,16 @@
 //! daemon is started once per file.
 
 pub mod bench;
+pub mod certificates;
 pub mod clients;
+pub mod containerd;
 pub mod daemon;
 pub mod dockerd;
 pub mod http;
 pub mod image;
 pub mod layout;
 pub mod leak;
+pub mod machine;
 pub mod mock;
 pub mod places;
 pub mod process;
@@ -28,8 +31,10 @@ pub mod suite;
 
 pub use bench::Bench;
 pub use clients::{Buildctl, Buildx};
+pub use containerd::Containerd;
 pub use daemon::{Daemon, Net, Options};
 pub use dockerd::Dockerd;
+pub use machine::Machine;
 pub use process::{Run, Service, wait_for};
 pub use project::Project;
 pub use registry::Registry;

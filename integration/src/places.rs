@@ -35,6 +35,17 @@ pub fn program(name: &str) -> Result<PathBuf> {
     existing(directory.join(name), "build it with `cargo build`")
 }
 
+/// An unmodified `docker-buildx`.
+///
+/// # Errors
+/// When it has not been fetched.
+pub fn buildx() -> Result<PathBuf> {
+    provided(match std::env::var_os("BUILDKIT_TEST_BUILDX") {
+        Some(path) => path.into(),
+        None => cache().join("tools/docker-buildx"),
+    })
+}
+
 /// A program or file that `setup.sh` provides.
 ///
 /// # Errors

@@ -1,0 +1,296 @@
+//! The image on a real Docker engine: built by our daemon and by Docker's own
+//! builder, and driven by buildx and by hand as the README says.
+
+use std::path::Path;
+use std::process::{Command, ExitCode};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use integration::certificates::{Authority, Pair, VALID};
+use integration::image::Image;
+use integration::{
+    Daemon, Dockerd, Net, Options, Project, Registry, Run, Service, places, process, suite, wait_for,
+};
+use tempfile::TempDir;
+
+/// The engine's own address in its default network.
+const GATEWAY: &str = "172.17.0.1";
+const PORT: u16 = 5000;
+/// A size nobody wants to see exceeded, with programs that are not optimised.
+const LIMIT: u64 = 90 << 20;
+
+struct Bench {
+    engine: Dockerd,
+    authority: Authority,
+    client: Pair,
+    storage: TempDir,
+    registry: Service,
+    /// The image as an archive.
+    archive: TempDir,
+}
+
+impl Bench {
+    fn start() -> Result<Self> {
+        let archive = TempDir::with_prefix("bk-image-")?;
+        build_image(&archive.path().join("image.tar"))?;
+        let engine = Dockerd::with_networks()?;
+        engine.run(&["load", "--input", &archive.path().join("image.tar").display().to_string()])?.ok()?;
+        let (authority, storage) = (Authority::new()?, TempDir::with_prefix("bk-registry-")?);
+        let client = authority.sign("client", "DNS:client", VALID)?;
+        let registry = registry(&engine, &authority, storage.path())?;
+        Ok(Self { engine, authority, client, storage, registry, archive })
+    }
+
+    /// Runs `sh` in `project` with this engine.
+    fn shell(&self, project: &Project, script: &str) -> Result<Run> {
+        let mut command = Command::new("sh");
+        self.engine.equip(&mut command);
+        command.current_dir(project.dir()).args(["-exc", script]);
+        process::run(command)
+    }
+
+    fn buildx(&self, args: &[&str]) -> Result<Run> {
+        self.engine.run(&[&["buildx"], args].concat())
+    }
+
+    /// Builds `project` and gives what `docker run` of it says.
+    fn build_and_run(&self, builder: &str, project: &Project) -> Result<String> {
+        let (dir, tag) = (project.dir().display().to_string(), format!("made-by-{builder}"));
+        self.buildx(&["build", "--builder", builder, "--load", "--tag", &tag, &dir])?.ok()?;
+        self.engine.run(&["run", "--rm", &tag])?.ok()
+    }
+}
+
+/// What the Dockerfile of the image copies, with the programs under test.
+fn context() -> Result<TempDir> {
+    let context = TempDir::with_prefix("bk-image-context-")?;
+    let path = |name: &str| context.path().join(name);
+    std::fs::create_dir_all(path("target/image"))?;
+    let mut copy = Command::new("cp");
+    let source = places::workspace();
+    copy.arg("-r").args([source.join("Dockerfile"), source.join("images")]).arg(context.path());
+    process::run(copy)?.ok()?;
+    for name in ["buildkitd", "buildctl", "buildkit-cni"] {
+        let mut strip = Command::new("strip");
+        strip.arg("-o").arg(path("target/image").join(name)).arg(places::program(name)?);
+        process::run(strip)?.ok()?;
+    }
+    Ok(context)
+}
+
+/// Builds the image with our daemon.
+fn build_image(archive: &Path) -> Result<()> {
+    let registry = Registry::start()?;
+    Image::debian()?.push(registry.host(), "library/debian", "bookworm-slim")?;
+    let mirror = Some(registry.host().to_owned());
+    let mut daemon = Daemon::start(Options { net: Net::Host, mirror, ..Options::default() })?;
+    let buildx = integration::Buildx::new(&daemon)?;
+    let output = format!("type=docker,name=buildkit-cni:local,dest={}", archive.display());
+    buildx.build(context()?.path(), &["--output", &output])?.ok()?;
+    daemon.stop()
+}
+
+/// A registry that only serves who shows a certificate, in the engine's network.
+fn registry(engine: &Dockerd, authority: &Authority, storage: &Path) -> Result<Service> {
+    let pair = authority.sign("registry", &format!("IP:{GATEWAY}"), VALID)?;
+    let config = format!(
+        "version: 0.1\nlog:\n  level: warn\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: 0.0.0.0:{PORT}\n  \
+         tls:\n    certificate: {}\n    key: {}\n    clientcas: [{}]\n",
+        storage.display(),
+        pair.cert.display(),
+        pair.key.display(),
+        authority.cert().display()
+    );
+    let file = storage.join("config.yml");
+    std::fs::write(&file, config)?;
+    let enter = engine.inside(&["docker-registry", "serve"]);
+    let args = enter.get_args().map(ToOwned::to_owned).chain([file.into_os_string()]);
+    let args: Vec<_> = args.collect();
+    Service::start("docker-registry", Path::new("nsenter"), args, &[], storage.join("log"))
+}
+
+fn main() -> ExitCode {
+    suite::main(
+        Bench::start,
+        &[
+            ("the_image_is_small_and_complete", image),
+            ("docker_builds_it_as_well", stock),
+            ("the_commands_of_the_readme", readme),
+            ("the_docker_container_driver", driver),
+            ("certificates_of_registries_are_obeyed", certificates),
+            ("a_container_without_privileges_says_so", privileges),
+        ],
+        |b| {
+            // A registry does not mind how it ends.
+            drop(b.registry);
+            drop(b.engine);
+            Ok(())
+        },
+    )
+}
+
+/// Prints what its network is, so that one sees that it ran.
+fn project() -> Result<Project> {
+    let dockerfile = "FROM scratch\nCOPY busybox /bin/busybox\nRUN [\"/bin/busybox\", \"sh\", \"-c\", \
+        \"/bin/busybox ip -o -4 address show scope global > /network\"]\nCMD [\"/bin/busybox\", \"cat\", \"/network\"]\n";
+    let project = Project::new(dockerfile)?.with("busybox", std::fs::read("/bin/busybox")?)?;
+    std::fs::set_permissions(project.path("busybox"), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    Ok(project)
+}
+
+fn image(b: &Bench) -> Result<()> {
+    let size = std::fs::metadata(b.archive.path().join("image.tar"))?.len();
+    println!("the image has {} MiB compressed", size >> 20);
+    ensure!(size < LIMIT, "the image has {size} bytes");
+    let script = "git --version && ssh -V && nft --version && iptables --version && runc --version && crun --version && \
+        buildctl --version && buildkitd --version && /bin/true && test -s /etc/ssl/certs/ca-certificates.crt && \
+        test -e /usr/lib/git-core/git-remote-https && /opt/cni/bin/bridge </dev/null | grep -q cniVersion || exit 1";
+    let run = b.engine.run(&["run", "--rm", "--entrypoint=/bin/sh", "buildkit-cni:local", "-c", script])?;
+    run.ok()?;
+    let said = b.engine.run(&["inspect", "buildkit-cni:local"])?.ok()?;
+    for part in
+        ["/var/lib/buildkit", "Healthcheck", "/usr/bin/buildkitd", "org.opencontainers.image.licenses"]
+    {
+        ensure!(said.contains(part), "{part}: {said}");
+    }
+    Ok(())
+}
+
+fn stock(_: &Bench) -> Result<()> {
+    // One in our own network, where packages can be fetched.
+    let engine = Dockerd::start()?;
+    let base = places::provided(places::cache().join("images/debian.tar"))?;
+    engine.run(&["import", &base.display().to_string(), "debian:bookworm-slim"])?.ok()?;
+    let context = context()?;
+    let dir = context.path().display().to_string();
+    engine.run(&["build", "--network=host", "--tag=buildkit-cni:local", &dir])?.ok()?;
+    let run = engine.run(&["run", "--rm", "--network=none", "buildkit-cni:local", "--version"])?.ok()?;
+    ensure!(run.split_whitespace().count() == 4, "{run}");
+    Ok(())
+}
+
+/// The block of commands in the README that begins with `first`.
+fn block(first: &str) -> Result<String> {
+    let readme = std::fs::read_to_string(places::workspace().join("README.md"))?;
+    let start =
+        readme.find(&format!("    {first}")).with_context(|| format!("README.md has no {first:?}"))?;
+    let lines = readme.get(start..).unwrap_or_default().lines().take_while(|l| l.starts_with("    "));
+    Ok(lines.map(|l| format!("{}\n", l.trim_start())).collect())
+}
+
+fn readme(b: &Bench) -> Result<()> {
+    let project = project()?;
+    let by_hand = block("docker run --detach")?;
+    let said = b.shell(&project, &by_hand)?.ok()?;
+    ensure!(said.contains("linux/"), "{said}");
+    let healthy = || {
+        let state =
+            b.engine.run(&["inspect", "--format={{.State.Health.Status}}", "buildkitd"]).ok()?.ok().ok()?;
+        (state.trim() == "healthy").then_some(())
+    };
+    wait_for("the container is healthy", Duration::from_secs(60), healthy)?;
+    let size = b.engine.run(&["exec", "buildkitd", "sh", "-c", "grep VmRSS /proc/1/status"])?.ok()?;
+    println!("idle: {}", size.trim());
+    let driver = block("docker buildx create --name appliance --driver docker-container")?;
+    b.shell(&project, &driver)?.ok()?;
+    b.engine.run(&["rm", "--force", "buildkitd"])?.ok()?;
+    b.buildx(&["rm", "appliance"])?.ok()?;
+    Ok(())
+}
+
+fn driver(b: &Bench) -> Result<()> {
+    let create =
+        ["create", "--name=driver", "--driver=docker-container", "--driver-opt=image=buildkit-cni:local"];
+    let flags = ["--buildkitd-flags=--oci-worker-net=cni", "--bootstrap"];
+    b.buildx(&[&create[..], &flags[..]].concat())?.ok()?;
+    let said = b.buildx(&["inspect", "driver"])?.ok()?;
+    for part in ["running", "v0.32.2", "linux/", "--oci-worker-net=cni", "worker.network"] {
+        ensure!(said.contains(part), "{part}: {said}");
+    }
+    ensure!(b.buildx(&["ls"])?.ok()?.contains("driver"));
+    let project = project()?;
+    let network = b.build_and_run("driver", &project)?;
+    ensure!(network.contains("eth0"), "{network}");
+    let bake = "{\"target\": {\"default\": {\"output\": [\"type=cacheonly\"]}}}";
+    project.write("docker-bake.json", bake)?;
+    let file = project.path("docker-bake.json").display().to_string();
+    let dir = project.dir().display().to_string();
+    let mut command = b.engine.command(&["buildx", "bake", "--builder=driver", "--file", &file]);
+    process::run({
+        command.current_dir(&dir);
+        command
+    })?
+    .ok()?;
+    ensure!(b.buildx(&["du", "--builder=driver"])?.ok()?.contains("Total:"));
+    history(b, "buildx_buildkit_driver0")?;
+    b.buildx(&["prune", "--builder=driver", "--all", "--force"])?.ok()?;
+    b.buildx(&["stop", "driver"])?.ok()?;
+    let state =
+        b.engine.run(&["inspect", "--format={{.State.ExitCode}}", "buildx_buildkit_driver0"])?.ok()?;
+    ensure!(state.trim() == "0", "stopped with {state}");
+    // It starts again, and goes.
+    b.build_and_run("driver", &project)?;
+    b.buildx(&["rm", "driver"])?.ok()?;
+    Ok(())
+}
+
+/// Builds are remembered with what they said.
+fn history(b: &Bench, container: &str) -> Result<()> {
+    let buildctl = |args: &[&str]| b.engine.run(&[&["exec", container, "buildctl", "debug"], args].concat());
+    let listed = buildctl(&["histories"])?.ok()?;
+    let last = listed.lines().last().and_then(|l| l.split_whitespace().find(|w| w.len() == 25));
+    let id = last.context(listed.clone())?;
+    buildctl(&["logs", "--progress=plain", id])?.said().map(drop)
+}
+
+fn certificates(b: &Bench) -> Result<()> {
+    let dir = TempDir::with_prefix("bk-driver-config-")?;
+    let host = format!("{GATEWAY}:{PORT}");
+    let mirror = "[registry.\"docker.io\"]\n  mirrors = [\"mirror.invalid\"]\n";
+    let with = format!(
+        "{mirror}[registry.\"{host}\"]\n  ca = [{:?}]\n  [[registry.\"{host}\".keypair]]\n    key = {:?}\n    cert = {:?}\n",
+        b.authority.cert(),
+        b.client.key,
+        b.client.cert
+    );
+    let without = format!("{mirror}[registry.\"{host}\"]\n  ca = [{:?}]\n", b.authority.cert());
+    let project = project()?;
+    for (name, config) in [("with", with), ("without", without), ("bare", String::new())] {
+        let file = dir.path().join(format!("{name}.toml"));
+        std::fs::write(&file, config)?;
+        let (file, name_flag) = (format!("--buildkitd-config={}", file.display()), format!("--name={name}"));
+        let image = "--driver-opt=image=buildkit-cni:local";
+        b.buildx(&["create", &name_flag, "--driver=docker-container", image, &file, "--bootstrap"])?.ok()?;
+        let output = format!("--output=type=image,name={host}/{name},push=true");
+        let dir = project.dir().display().to_string();
+        let push = b.buildx(&["build", &format!("--builder={name}"), &output, &dir])?;
+        let pushed = b
+            .storage
+            .path()
+            .join("docker/registry/v2/repositories")
+            .join(name)
+            .join("_manifests/tags/latest");
+        match name {
+            "with" => {
+                push.ok()?;
+                ensure!(pushed.exists());
+                let container = format!("buildx_buildkit_{name}0");
+                let there = "/etc/buildkit/buildkitd.toml";
+                let config = b.engine.run(&["exec", &container, "cat", there])?.ok()?;
+                ensure!(
+                    config.contains("mirror.invalid") && config.contains("/etc/buildkit/certs/"),
+                    "{config}"
+                );
+            }
+            "without" => push.fails_with(&[&host, "wants a client certificate"])?,
+            _ => push.fails_with(&[&host, "certificate"])?,
+        }
+        ensure!(name == "with" || !pushed.exists());
+        b.buildx(&["rm", name])?.ok()?;
+    }
+    Ok(())
+}
+
+fn privileges(b: &Bench) -> Result<()> {
+    b.engine.run(&["run", "--rm", "buildkit-cni:local"])?.fails_with(&["--privileged"])
+}
