@@ -3,27 +3,27 @@
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Weak;
-use std::time::Duration;
 
-use cni::result::{Address, Dns, Interface, Route};
+use cni::result::{Dns, Route};
 use cni::{Call, Cidr, Code, Command, NetworkResult, Plugin, PluginError};
 use rustix::io::Errno;
 use serde::Deserialize;
+use sys::netns::NetNs;
 
 use crate::bundled::Plugins;
-use crate::conf::{
-    argument, failed, failed_io, failed_sys, netns, netns_path, network, previous, read, remaining_netns,
+use crate::conf::{failed, failed_sys, netns, netns_path, network, read};
+use crate::container::{
+    MacConf, check_addresses, configure, enable_forwarding, end_masquerade, existing, interface,
+    known_addresses, open, pair, remove_link, undo_link, wait_for,
 };
 use crate::ipam;
-use crate::link::{Link, NewRoute, Veth, parse_mac};
+use crate::link::{Link, parse_mac};
 use crate::netlink::Socket;
+use crate::rules::Backend;
 
-/// The kernel joins a new port to its bridge a moment later. Until then packets are lost, and
-/// whoever sent them tries again after a second: how often and how long is looked.
-const WAIT: (u32, Duration) = (4000, Duration::from_micros(500));
-
-/// Attempts to find a name that no other interface has.
-const NAMES: usize = 8;
+/// The VLAN every port of a bridge is in unless it is taken out.
+const DEFAULT_VLAN: u16 = 1;
+const VLANS: std::ops::RangeInclusive<i64> = 1..=4094;
 
 pub(crate) struct Bridge(pub Weak<Plugins>);
 
@@ -34,28 +34,28 @@ struct Conf {
     is_gateway: bool,
     is_default_gateway: bool,
     ip_masq: bool,
+    ip_masq_backend: Backend,
     mtu: u32,
     hairpin_mode: bool,
     promisc_mode: bool,
     port_isolation: bool,
     vlan: i64,
+    vlan_trunk: Vec<Trunk>,
+    preserve_default_vlan: bool,
     macspoofchk: bool,
-    mac: String,
     dns: Dns,
-    runtime_config: Runtime,
-    args: Arguments,
+    #[serde(flatten)]
+    mac: MacConf,
 }
 
-#[derive(Deserialize, Default)]
-#[serde(default)]
-struct Runtime {
-    mac: String,
-}
-
-#[derive(Deserialize, Default)]
-#[serde(default)]
-struct Arguments {
-    cni: Runtime,
+/// VLANs whose packets say to which they belong: one, or all between two.
+#[derive(Deserialize)]
+struct Trunk {
+    id: Option<i64>,
+    #[serde(rename = "minID")]
+    min: Option<i64>,
+    #[serde(rename = "maxID")]
+    max: Option<i64>,
 }
 
 impl Default for Conf {
@@ -65,17 +65,74 @@ impl Default for Conf {
             is_gateway: false,
             is_default_gateway: false,
             ip_masq: false,
+            ip_masq_backend: Backend::Auto,
             mtu: 0,
             hairpin_mode: false,
             promisc_mode: false,
             port_isolation: false,
             vlan: 0,
+            vlan_trunk: Vec::new(),
+            preserve_default_vlan: true,
             macspoofchk: false,
-            mac: String::new(),
             dns: Dns::default(),
-            runtime_config: Runtime::default(),
-            args: Arguments::default(),
+            mac: MacConf::default(),
         }
+    }
+}
+
+/// The VLANs a container is in.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Vlans {
+    /// The one it does not know of.
+    own: Option<u16>,
+    /// Those it names itself.
+    trunk: Vec<u16>,
+    keep_default: bool,
+}
+
+impl Vlans {
+    fn new(conf: &Conf) -> Result<Self, PluginError> {
+        let checked = |id: i64| {
+            u16::try_from(id).ok().filter(|_| VLANS.contains(&id)).ok_or_else(|| {
+                let text = format!("bridge: invalid VLAN {id}, must be between 1 and 4094");
+                PluginError::new(Code::InvalidConfig, text)
+            })
+        };
+        let own = if conf.vlan == 0 { None } else { Some(checked(conf.vlan)?) };
+        let mut trunk = Vec::new();
+        for entry in &conf.vlan_trunk {
+            match (entry.id, entry.min, entry.max) {
+                (Some(id), None, None) => trunk.push(checked(id)?),
+                (None, Some(min), Some(max)) if min <= max => trunk.extend(checked(min)?..=checked(max)?),
+                _ => {
+                    let text = "bridge: an entry of vlanTrunk is either an id, or minID and maxID in order";
+                    return Err(PluginError::new(Code::InvalidConfig, text));
+                }
+            }
+        }
+        trunk.sort_unstable();
+        trunk.dedup();
+        if own.is_some() && !trunk.is_empty() {
+            let text = "bridge: vlan and vlanTrunk exclude each other";
+            return Err(PluginError::new(Code::InvalidConfig, text));
+        }
+        Ok(Self { own, trunk, keep_default: conf.preserve_default_vlan })
+    }
+
+    fn any(&self) -> bool {
+        self.own.is_some() || !self.trunk.is_empty()
+    }
+
+    fn apply(&self, host: &mut Socket, port: u32) -> Result<(), PluginError> {
+        if self.any() && !self.keep_default {
+            host.leave_vlan(port, DEFAULT_VLAN).map_err(failed("leave the default VLAN"))?;
+        }
+        for (vlan, untagged) in
+            self.own.iter().map(|v| (*v, true)).chain(self.trunk.iter().map(|v| (*v, false)))
+        {
+            host.join_vlan(port, vlan, untagged).map_err(failed(&format!("join VLAN {vlan}")))?;
+        }
+        Ok(())
     }
 }
 
@@ -83,16 +140,11 @@ impl Plugin for Bridge {
     fn call(&self, call: &Call<'_>) -> Result<Option<NetworkResult>, PluginError> {
         let plugins = self.0.upgrade().ok_or_else(|| PluginError::other("plugins are gone"))?;
         let conf: Conf = read(call)?;
-        if conf.vlan != 0 || conf.macspoofchk {
-            return Err(PluginError::new(
-                Code::UnsupportedField,
-                "bridge: vlan and macspoofchk are not supported",
-            ));
-        }
         match call.command {
             Command::Add => {
+                let vlans = Vlans::new(&conf)?;
                 let mut result = ipam::add(plugins.as_ref(), call)?.unwrap_or_default();
-                match connect(&plugins, call, &conf, &mut result) {
+                match connect(&plugins, call, &conf, &vlans, &mut result) {
                     Ok(()) => Ok(Some(result)),
                     Err(e) => {
                         undo(&plugins, call, &conf, &result);
@@ -101,57 +153,39 @@ impl Plugin for Bridge {
                 }
             }
             Command::Del => disconnect(&plugins, call, &conf).map(|()| None),
-            Command::Check => check(&plugins, call).map(|()| None),
+            Command::Check => {
+                ipam::pass_on(plugins.as_ref(), call)?;
+                check_addresses(call).map(|()| None)
+            }
             Command::Gc | Command::Status => ipam::pass_on(plugins.as_ref(), call).map(|()| None),
             Command::Version => Ok(None),
         }
     }
 }
 
-fn host_socket() -> Result<Socket, PluginError> {
-    Socket::route().map_err(failed_io("open netlink socket"))
+/// Names what is kept for one container.
+fn container(call: &Call<'_>) -> String {
+    format!("{}-{}", call.attachment.container_id, call.attachment.ifname)
 }
 
 fn connect(
     plugins: &Plugins,
     call: &Call<'_>,
     conf: &Conf,
+    vlans: &Vlans,
     result: &mut NetworkResult,
 ) -> Result<(), PluginError> {
-    let mut host = host_socket()?;
-    let bridge = ensure_bridge(&mut host, conf)?;
+    let mut host = open()?;
+    let bridge = ensure_bridge(&mut host, conf, vlans)?;
     let ns = netns(call)?;
     let ifname = &call.attachment.ifname;
-    let mac = wanted_mac(call, conf)?;
-
-    let veth = {
-        let mut tries = 0;
-        loop {
-            let name = format!("veth{}", &base::id::fresh()[..8]);
-            let wanted = Veth {
-                name: &name,
-                peer: ifname,
-                peer_netns: std::os::fd::AsFd::as_fd(&ns),
-                peer_mac: mac,
-                mtu: conf.mtu,
-                master: bridge.index,
-            };
-            match host.create_veth(&wanted) {
-                Ok(()) => break name,
-                // On either side; inside it will stay.
-                Err(Errno::EXIST) if tries < NAMES => tries += 1,
-                Err(e) => return Err(failed(&format!("create interface {ifname}"))(e)),
-            }
-        }
-    };
-    let veth = host
-        .link(&veth)
-        .map_err(failed("look for interface"))?
-        .ok_or_else(|| PluginError::other("the new interface is gone"))?;
+    let mac = conf.mac.wanted(call)?;
+    let veth = pair(&mut host, &ns, ifname, mac, conf.mtu, bridge.index)?;
     if conf.hairpin_mode || conf.port_isolation {
         host.set_port(veth.index, conf.hairpin_mode, conf.port_isolation)
             .map_err(failed("set up bridge port"))?;
     }
+    vlans.apply(&mut host, veth.index)?;
 
     let gateway = conf.is_gateway || conf.is_default_gateway;
     for ip in &mut result.ips {
@@ -165,63 +199,57 @@ fn connect(
     }
     let (ips, routes) = (result.ips.clone(), result.routes.clone());
     let inside = ns.run(|| configure(ifname, &ips, &routes)).map_err(failed_sys)??;
+    if conf.macspoofchk {
+        let mac = parse_mac(&inside.mac).ok_or_else(|| PluginError::other("the interface has no address"))?;
+        plugins.rules.hold_mac(&container(call), &veth.name, mac)?;
+    }
 
     if gateway {
+        let leads_out = gateway_link(&mut host, &bridge, vlans)?;
         for ip in &result.ips {
             let Some(address) = ip.gateway.and_then(|g| Cidr::new(g, ip.address.prefix)) else { continue };
-            host.add_address(bridge.index, address).map_err(failed("give bridge an address"))?;
+            host.add_address(leads_out.index, address).map_err(failed("give bridge an address"))?;
             enable_forwarding(address.addr)?;
         }
-        plugins.rules.allow_forwarding(&conf.bridge)?;
+        plugins.rules.allow_forwarding(&leads_out.name)?;
     }
     if conf.ip_masq {
         for ip in &result.ips {
-            plugins.rules.masquerade(network(call), ip.address)?;
+            plugins.rules.masquerade(conf.ip_masq_backend, network(call), ip.address)?;
         }
     }
 
     for name in [&veth.name, &bridge.name] {
         wait_for(&mut host, name)?;
     }
-
-    let sandbox = netns_path(call)?.to_string_lossy().into_owned();
-    let interface = |link: &Link, sandbox: String| Interface {
-        name: link.name.clone(),
-        mac: link.mac.clone(),
-        mtu: Some(link.mtu),
-        sandbox,
-        ..Interface::default()
-    };
+    let here = Path::new("");
     result.interfaces =
-        vec![interface(&bridge, String::new()), interface(&veth, String::new()), interface(&inside, sandbox)];
+        vec![interface(&bridge, here), interface(&veth, here), interface(&inside, netns_path(call)?)];
     if conf.dns != Dns::default() {
         result.dns = conf.dns.clone();
     }
     Ok(())
 }
 
-/// Waits until packets pass.
-fn wait_for(host: &mut Socket, name: &str) -> Result<(), PluginError> {
-    for _ in 0..WAIT.0 {
-        match host.link(name).map_err(failed("look for interface"))? {
-            Some(link) if link.works => return Ok(()),
-            Some(_) => std::thread::sleep(WAIT.1),
-            None => return Err(PluginError::other(format!("interface {name} is gone"))),
-        }
-    }
-    Err(PluginError::new(Code::TryAgain, format!("interface {name} does not come up")))
-}
-
 /// The bridge, made when it is missing.
-fn ensure_bridge(host: &mut Socket, conf: &Conf) -> Result<Link, PluginError> {
+fn ensure_bridge(host: &mut Socket, conf: &Conf, vlans: &Vlans) -> Result<Link, PluginError> {
     let name = &conf.bridge;
     let look = |host: &mut Socket| host.link(name).map_err(failed("look for bridge"));
     let bridge = match look(host)? {
         Some(bridge) => bridge,
         None => {
-            match host.create(name, "bridge", conf.mtu) {
+            let made = if vlans.any() {
+                host.create_vlan_bridge(name, conf.mtu)
+            } else {
+                host.create(name, "bridge", conf.mtu)
+            };
+            match made {
                 // Somebody else was faster.
                 Ok(()) | Err(Errno::EXIST) => {}
+                Err(Errno::OPNOTSUPP) if vlans.any() => {
+                    let text = format!("create bridge {name}: this kernel has no bridges with VLANs");
+                    return Err(PluginError::new(Code::Unavailable, text));
+                }
                 Err(e) => return Err(failed(&format!("create bridge {name}"))(e)),
             }
             look(host)?.ok_or_else(|| PluginError::other(format!("bridge {name} is gone")))?
@@ -229,6 +257,9 @@ fn ensure_bridge(host: &mut Socket, conf: &Conf) -> Result<Link, PluginError> {
     };
     if bridge.kind != "bridge" {
         return Err(PluginError::other(format!("{name:?} already exists but is not a bridge")));
+    }
+    if vlans.any() {
+        host.filter_vlans(bridge.index).map_err(failed(&format!("keep VLANs apart on bridge {name}")))?;
     }
     if !bridge.up {
         host.set_up(bridge.index).map_err(failed("set bridge up"))?;
@@ -239,14 +270,21 @@ fn ensure_bridge(host: &mut Socket, conf: &Conf) -> Result<Link, PluginError> {
     Ok(bridge)
 }
 
-fn wanted_mac(call: &Call<'_>, conf: &Conf) -> Result<Option<[u8; 6]>, PluginError> {
-    let given =
-        [argument(call, "MAC").unwrap_or_default(), &conf.mac, &conf.args.cni.mac, &conf.runtime_config.mac];
-    // The last that says something wins.
-    let Some(text) = given.into_iter().rfind(|t| !t.is_empty()) else { return Ok(None) };
-    parse_mac(text)
-        .map(Some)
-        .ok_or_else(|| PluginError::new(Code::InvalidConfig, format!("invalid hardware address {text:?}")))
+/// What the gateway's address belongs to: the bridge, or, where the container is in a VLAN of
+/// its own, an interface of the host in that VLAN, `BRIDGE.VLAN`.
+fn gateway_link(host: &mut Socket, bridge: &Link, vlans: &Vlans) -> Result<Link, PluginError> {
+    let Some(vlan) = vlans.own else { return Ok(bridge.clone()) };
+    let name = format!("{}.{vlan}", bridge.name);
+    if let Some(link) = host.link(&name).map_err(failed("look for interface"))? {
+        return Ok(link);
+    }
+    let here = NetNs::current().map_err(failed_sys)?;
+    let port = pair(host, &here, &name, None, bridge.mtu, bridge.index)?;
+    vlans.apply(host, port.index)?;
+    let link = existing(host, &name)?;
+    host.set_up(link.index).map_err(failed(&format!("set {name} up")))?;
+    wait_for(host, &port.name)?;
+    existing(host, &name)
 }
 
 fn add_default_routes(result: &mut NetworkResult) -> Result<(), PluginError> {
@@ -268,115 +306,53 @@ fn add_default_routes(result: &mut NetworkResult) -> Result<(), PluginError> {
     Ok(())
 }
 
-/// Sets the interface in the container up. Runs in its namespace.
-pub(crate) fn configure(ifname: &str, ips: &[Address], routes: &[Route]) -> Result<Link, PluginError> {
-    let mut socket = host_socket()?;
-    let look = |socket: &mut Socket| {
-        socket
-            .link(ifname)
-            .map_err(failed("look for interface"))?
-            .ok_or_else(|| PluginError::other(format!("interface {ifname} is gone")))
-    };
-    let link = look(&mut socket)?;
-    if ips.iter().any(|ip| ip.address.addr.is_ipv6()) {
-        // Often switched off for new interfaces.
-        let switch = format!("/proc/sys/net/ipv6/conf/{ifname}/disable_ipv6");
-        std::fs::write(switch, "0").map_err(failed_io("switch IPv6 on"))?;
-    }
-    for ip in ips {
-        socket.add_address(link.index, ip.address).map_err(failed("add address"))?;
-    }
-    socket.set_up(link.index).map_err(failed("set interface up"))?;
-    for route in routes {
-        let same_family = |gw: &IpAddr| gw.is_ipv4() == route.dst.addr.is_ipv4();
-        let by_address = || ips.iter().filter_map(|ip| ip.gateway).find(same_family);
-        let new = NewRoute {
-            dst: route.dst,
-            gateway: route.gw.or_else(by_address),
-            mtu: route.mtu,
-            advmss: route.advmss,
-            priority: route.priority,
-            table: route.table,
-            scope: route.scope,
-        };
-        socket.add_route(link.index, &new).map_err(failed(&format!("add route to {}", route.dst)))?;
-    }
-    look(&mut socket)
-}
-
-/// Lets the host pass packets on.
-fn enable_forwarding(family: IpAddr) -> Result<(), PluginError> {
-    let switch = if family.is_ipv4() {
-        Path::new("/proc/sys/net/ipv4/ip_forward")
-    } else {
-        Path::new("/proc/sys/net/ipv6/conf/all/forwarding")
-    };
-    // Writing it resets other settings, and /proc/sys may be read-only.
-    if std::fs::read_to_string(switch).is_ok_and(|text| text.trim() == "1") {
-        return Ok(());
-    }
-    std::fs::write(switch, "1").map_err(failed_io("enable IP forwarding"))
-}
-
 fn undo(plugins: &Plugins, call: &Call<'_>, conf: &Conf, result: &NetworkResult) {
     ipam::undo(plugins, call);
-    if let Err(e) = remove_link(call) {
-        tracing::warn!(error = %e, "remove half-made interface");
+    undo_link(call);
+    if conf.ip_masq {
+        end_masquerade(plugins, call, conf.ip_masq_backend, result.ips.iter().map(|ip| ip.address));
     }
-    end_masquerade(plugins, call, conf, result.ips.iter().map(|ip| ip.address));
-}
-
-fn end_masquerade(plugins: &Plugins, call: &Call<'_>, conf: &Conf, of: impl Iterator<Item = Cidr>) {
-    if !conf.ip_masq {
-        return;
-    }
-    for address in of {
-        if let Err(e) = plugins.rules.no_masquerade(network(call), address) {
-            tracing::warn!(%address, error = %e, "end masquerade");
-        }
+    if conf.macspoofchk
+        && let Err(e) = plugins.rules.free_mac(&container(call))
+    {
+        tracing::warn!(error = %e, "remove the rule for a hardware address");
     }
 }
 
 fn disconnect(plugins: &Plugins, call: &Call<'_>, conf: &Conf) -> Result<(), PluginError> {
-    let known: Vec<Cidr> = match previous(call)? {
-        Some(result) => result.ips.iter().map(|ip| ip.address).collect(),
-        None => addresses_inside(call).unwrap_or_default(),
-    };
     // Rules first: the address must not be somebody else's while they are there.
-    end_masquerade(plugins, call, conf, known.into_iter());
+    if conf.ip_masq {
+        let known = known_addresses(call)?;
+        end_masquerade(plugins, call, conf.ip_masq_backend, known.into_iter());
+    }
+    let freed = if conf.macspoofchk { plugins.rules.free_mac(&container(call)) } else { Ok(()) };
     let given_back = ipam::pass_on(plugins, call);
     if !call.namespace_ends {
         remove_link(call)?;
     }
-    given_back
+    freed.and(given_back)
 }
 
-/// The addresses that the container's interface has, if it still exists.
-pub(crate) fn addresses_inside(call: &Call<'_>) -> Option<Vec<Cidr>> {
-    let mut socket = remaining_netns(call)?.run(Socket::route).ok()?.ok()?;
-    let link = socket.link(&call.attachment.ifname).ok()??;
-    let all = socket.addresses().ok()?;
-    Some(all.into_iter().filter(|(index, _)| *index == link.index).map(|(_, address)| address).collect())
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// Removes the pair of interfaces by its end in the container.
-pub(crate) fn remove_link(call: &Call<'_>) -> Result<(), PluginError> {
-    let Some(ns) = remaining_netns(call) else { return Ok(()) };
-    let mut socket = ns.run(Socket::route).map_err(failed_sys)?.map_err(failed_io("open netlink socket"))?;
-    socket.delete(&call.attachment.ifname).map_err(failed("remove interface"))
-}
-
-fn check(plugins: &Plugins, call: &Call<'_>) -> Result<(), PluginError> {
-    ipam::pass_on(plugins, call)?;
-    let expected = previous(call)?.unwrap_or_default();
-    let ifname = &call.attachment.ifname;
-    let has =
-        addresses_inside(call).ok_or_else(|| PluginError::other(format!("interface {ifname} is missing")))?;
-    for ip in &expected.ips {
-        let inside = ip.interface.and_then(|i| expected.interfaces.get(i));
-        if inside.is_none_or(|i| i.name == *ifname) && !has.contains(&ip.address) {
-            return Err(PluginError::other(format!("interface {ifname} has lost address {}", ip.address)));
+    #[test]
+    fn vlans_are_read_and_checked() {
+        let read = |text: &str| Vlans::new(&serde_json::from_str(text).unwrap());
+        assert_eq!(read("{}").unwrap(), Vlans { keep_default: true, ..Vlans::default() });
+        let trunk = r#"{"vlanTrunk":[{"id":7},{"minID":5,"maxID":8}],"preserveDefaultVlan":false}"#;
+        assert_eq!(read(trunk).unwrap(), Vlans { own: None, trunk: vec![5, 6, 7, 8], keep_default: false });
+        assert_eq!(read(r#"{"vlan":100}"#).unwrap().own, Some(100));
+        for bad in [
+            r#"{"vlan":4095}"#,
+            r#"{"vlan":-1}"#,
+            r#"{"vlanTrunk":[{"id":0}]}"#,
+            r#"{"vlanTrunk":[{"minID":9,"maxID":8}]}"#,
+            r#"{"vlanTrunk":[{"minID":9}]}"#,
+            r#"{"vlan":5,"vlanTrunk":[{"id":6}]}"#,
+        ] {
+            assert!(read(bad).is_err(), "{bad}");
         }
     }
-    Ok(())
 }

@@ -5,13 +5,16 @@ use std::sync::{Arc, Weak};
 
 use cni::{BridgeConfig, Bundled, DefaultNetwork, Error, Plugin};
 
+use crate::bandwidth::Bandwidth;
 use crate::bridge::Bridge;
 use crate::default_network;
 use crate::dummy::Dummy;
 use crate::firewall::Firewall;
 use crate::host_local::HostLocal;
+use crate::lan::{Kind, LanPlugin};
 use crate::loopback::Loopback;
 use crate::portmap::Portmap;
+use crate::ptp::Ptp;
 use crate::rules::Rules;
 use crate::static_ipam::Static;
 use crate::tuning::Tuning;
@@ -39,12 +42,16 @@ impl Bundled for Plugins {
         // The names under which programs are installed that other daemons look for.
         let kind = kind.strip_prefix("buildkit-cni-").unwrap_or(kind);
         Some(match kind {
+            "bandwidth" => Arc::new(Bandwidth),
             "bridge" => Arc::new(Bridge(own)),
             "dummy" => Arc::new(Dummy(own)),
             "firewall" => Arc::new(Firewall(own)),
             "host-local" => Arc::new(HostLocal),
+            "ipvlan" => Arc::new(LanPlugin(own, Kind::Ipvlan)),
             "loopback" => Arc::new(Loopback),
+            "macvlan" => Arc::new(LanPlugin(own, Kind::Macvlan)),
             "portmap" => Arc::new(Portmap(own)),
+            "ptp" => Arc::new(Ptp(own)),
             "static" => Arc::new(Static),
             "tuning" => Arc::new(Tuning),
             _ => return None,
@@ -53,6 +60,10 @@ impl Bundled for Plugins {
 
     fn is_own_program(&self, program: &Path) -> bool {
         std::fs::canonicalize(program).is_ok_and(|path| path.file_name().is_some_and(|n| n == PROGRAM))
+    }
+
+    fn remove_links(&self, names: &[String]) -> Result<(), Error> {
+        default_network::remove_links(names)
     }
 
     fn default_network(&self, wanted: &BridgeConfig) -> Result<DefaultNetwork, Error> {

@@ -40,6 +40,15 @@ pub(crate) fn prepare(wanted: &BridgeConfig) -> Result<DefaultNetwork, Error> {
     }
     let mut subnets: Vec<Cidr> = Vec::new();
     if let Some(subnet) = wanted.subnet {
+        let others = |link: u32| link != 0 && bridge.is_none_or(|b| b.index != link);
+        let taken = routes.iter().find(|r| others(r.link) && r.dst.prefix > 0 && r.dst.overlaps(subnet));
+        if let Some(route) = taken {
+            let by = links.iter().find(|l| l.index == route.link).map_or("?", |l| l.name.as_str());
+            return Err(Error::Config {
+                place: "bridgeSubnet".into(),
+                message: format!("{subnet} is taken: {by} leads to {}", route.dst),
+            });
+        }
         subnets.push(subnet.network());
     } else if let Some(bridge) = bridge {
         // What it has been given, by somebody or by an earlier daemon.
@@ -106,7 +115,7 @@ fn is_link_local(addr: IpAddr) -> bool {
 }
 
 /// The link by which packets leave this host.
-fn uplink<'a>(routes: &[Route], links: &'a [Link], v4: bool) -> Option<&'a Link> {
+pub(crate) fn uplink<'a>(routes: &[Route], links: &'a [Link], v4: bool) -> Option<&'a Link> {
     let default = routes.iter().find(|r| r.dst.prefix == 0 && r.dst.addr.is_ipv4() == v4 && r.link != 0)?;
     links.iter().find(|l| l.index == default.link)
 }
@@ -131,6 +140,15 @@ fn ipv6_range(routes: &[Route], links: &[Link]) -> impl Iterator<Item = Cidr> {
         Cidr::new(IpAddr::from(((0xfd_u128 << 120) | (bits << 80)).to_be_bytes()), 64)
     };
     usable.then(range).flatten().into_iter()
+}
+
+/// Removes those of the links that are ends of pairs here.
+pub(crate) fn remove_links(names: &[String]) -> Result<(), Error> {
+    let mut socket = open()?;
+    let links = socket.links().map_err(failed("list links"))?;
+    let pairs = links.iter().filter(|l| l.kind == "veth" && names.contains(&l.name));
+    let doomed: Vec<u32> = pairs.map(|l| l.index).collect();
+    socket.delete_all(&doomed).map_err(failed("remove links"))
 }
 
 /// Removes the bridge and its rules, unless somebody else uses it.

@@ -2,15 +2,14 @@
 
 use std::sync::Weak;
 
-use cni::result::{Dns, Interface};
-use cni::{Call, Code, Command, NetworkResult, Plugin, PluginError};
+use cni::result::Dns;
+use cni::{Call, Command, NetworkResult, Plugin, PluginError};
 use serde::Deserialize;
 
-use crate::bridge::{configure, remove_link};
 use crate::bundled::Plugins;
-use crate::conf::{failed, failed_io, failed_sys, netns, netns_path, read};
+use crate::conf::{failed, failed_sys, netns, netns_path, read};
+use crate::container::{configure, interface, open, remove_link, undo_link};
 use crate::ipam;
-use crate::netlink::Socket;
 
 pub(crate) struct Dummy(pub Weak<Plugins>);
 
@@ -27,16 +26,12 @@ impl Plugin for Dummy {
         match call.command {
             Command::Add => {
                 let conf: Conf = read(call)?;
-                let result = ipam::add(plugins.as_ref(), call)?.ok_or_else(|| {
-                    PluginError::new(Code::InvalidConfig, "dummy: ipam settings are missing")
-                })?;
+                let result = ipam::needed(plugins.as_ref(), call, "dummy")?;
                 match add(call, &conf, result) {
                     Ok(result) => Ok(Some(result)),
                     Err(e) => {
                         ipam::undo(plugins.as_ref(), call);
-                        if let Err(undo) = remove_link(call) {
-                            tracing::warn!(error = %undo, "remove half-made interface");
-                        }
+                        undo_link(call);
                         Err(e)
                     }
                 }
@@ -61,20 +56,13 @@ fn add(call: &Call<'_>, conf: &Conf, mut result: NetworkResult) -> Result<Networ
     }
     let link = netns(call)?
         .run(|| {
-            let mut socket = Socket::route().map_err(failed_io("open netlink socket"))?;
-            socket
+            open()?
                 .create(ifname, "dummy", conf.mtu)
                 .map_err(failed(&format!("create interface {ifname}")))?;
             configure(ifname, &result.ips, &result.routes)
         })
         .map_err(failed_sys)??;
-    result.interfaces = vec![Interface {
-        name: link.name,
-        mac: link.mac,
-        mtu: Some(link.mtu),
-        sandbox: netns_path(call)?.to_string_lossy().into_owned(),
-        ..Interface::default()
-    }];
+    result.interfaces = vec![interface(&link, netns_path(call)?)];
     if conf.dns != Dns::default() {
         result.dns = conf.dns.clone();
     }

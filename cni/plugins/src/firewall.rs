@@ -6,16 +6,17 @@ use std::sync::Weak;
 use cni::{Call, Code, Command, NetworkResult, Plugin, PluginError};
 use serde::Deserialize;
 
-use crate::bridge::addresses_inside;
 use crate::bundled::Plugins;
 use crate::conf::{chained, network, previous, read};
-use crate::rules::Ingress;
+use crate::container::addresses_inside;
+use crate::rules::{Backend, Ingress};
 
 pub(crate) struct Firewall(pub Weak<Plugins>);
 
 #[derive(Deserialize, Default)]
 #[serde(rename_all = "camelCase", default)]
 struct Conf {
+    backend: Backend,
     ingress_policy: String,
 }
 
@@ -42,20 +43,23 @@ impl Plugin for Firewall {
                     plugins.rules.allow_forwarding(&bridge)?;
                 }
                 for address in addresses(&result) {
-                    plugins.rules.protect(network(call), &bridge, ingress, address)?;
+                    plugins.rules.protect(conf.backend, network(call), &bridge, ingress, address)?;
                 }
                 Ok(Some(result))
             }
             Command::Del => {
                 let (bridge, known) = match previous(call)? {
                     Some(result) => {
+                        if let Some(own) = only_ours(&result) {
+                            plugins.rules.forbid_forwarding(own);
+                        }
                         (bridge(&result, ingress).unwrap_or_default(), addresses(&result).collect())
                     }
                     // Before 0.4.0 nobody says what there was; while the interface is there it can be seen.
                     None => (String::new(), inside(call)),
                 };
                 for address in known {
-                    plugins.rules.unprotect(network(call), &bridge, ingress, address)?;
+                    plugins.rules.unprotect(conf.backend, network(call), &bridge, ingress, address)?;
                 }
                 Ok(None)
             }
@@ -70,6 +74,14 @@ fn inside(call: &Call<'_>) -> Vec<IpAddr> {
 
 fn addresses(result: &NetworkResult) -> impl Iterator<Item = IpAddr> {
     result.ips.iter().map(|ip| ip.address.addr)
+}
+
+/// The host's end of a cable to this container alone, which goes with it: a bridge has the
+/// bridge and a port.
+fn only_ours(result: &NetworkResult) -> Option<&str> {
+    let mut here = result.interfaces.iter().filter(|i| i.sandbox.is_empty());
+    let first = here.next()?;
+    here.next().is_none().then_some(first.name.as_str())
 }
 
 /// The first interface on the host is the bridge.

@@ -360,7 +360,13 @@ mod tests {
             let (id, args) = id
                 .split_once('@')
                 .map_or((id, vec![]), |(id, ip)| (id, vec![("IP".to_owned(), ip.to_owned())]));
-            let attachment = Attachment { container_id: id.into(), netns: None, ifname: "eth0".into(), args };
+            let attachment = Attachment {
+                container_id: id.into(),
+                netns: None,
+                ifname: "eth0".into(),
+                args,
+                ..Attachment::default()
+            };
             HostLocal.call(&Call {
                 command,
                 attachment: &attachment,

@@ -29,6 +29,16 @@ pub(crate) fn add(bundled: &dyn Bundled, of: &Call<'_>) -> Result<Option<Network
     }
 }
 
+/// Takes addresses, without which `plugin` can do nothing.
+pub(crate) fn needed(
+    bundled: &dyn Bundled,
+    of: &Call<'_>,
+    plugin: &str,
+) -> Result<NetworkResult, PluginError> {
+    add(bundled, of)?
+        .ok_or_else(|| PluginError::new(Code::InvalidConfig, format!("{plugin}: ipam settings are missing")))
+}
+
 /// DEL, CHECK, GC and STATUS, passed on.
 pub(crate) fn pass_on(bundled: &dyn Bundled, of: &Call<'_>) -> Result<(), PluginError> {
     call(bundled, of, of.command).map_or(Ok(()), |result| result.map(drop))

@@ -8,26 +8,27 @@ use rustix::io::Errno;
 
 use crate::netlink::{ACK, CREATE, DUMP, EXCL, Message, REPLACE, Socket, attribute, text_of, u32_at};
 
-const RTM_NEWLINK: u16 = 16;
-const RTM_DELLINK: u16 = 17;
+pub(crate) const RTM_NEWLINK: u16 = 16;
+pub(crate) const RTM_DELLINK: u16 = 17;
 const RTM_GETLINK: u16 = 18;
-const RTM_SETLINK: u16 = 19;
+pub(crate) const RTM_SETLINK: u16 = 19;
 const RTM_NEWADDR: u16 = 20;
 const RTM_GETADDR: u16 = 22;
 const RTM_NEWROUTE: u16 = 24;
 const RTM_GETROUTE: u16 = 26;
 
-const IFLA_ADDRESS: u16 = 1;
-const IFLA_IFNAME: u16 = 3;
-const IFLA_MTU: u16 = 4;
+pub(crate) const IFLA_ADDRESS: u16 = 1;
+pub(crate) const IFLA_IFNAME: u16 = 3;
+pub(crate) const IFLA_MTU: u16 = 4;
+pub(crate) const IFLA_LINK: u16 = 5;
 const IFLA_MASTER: u16 = 10;
 const IFLA_PROTINFO: u16 = 12;
 const IFLA_TXQLEN: u16 = 13;
 const IFLA_OPERSTATE: u16 = 16;
-const IFLA_LINKINFO: u16 = 18;
-const IFLA_NET_NS_FD: u16 = 28;
-const IFLA_INFO_KIND: u16 = 1;
-const IFLA_INFO_DATA: u16 = 2;
+pub(crate) const IFLA_LINKINFO: u16 = 18;
+pub(crate) const IFLA_NET_NS_FD: u16 = 28;
+pub(crate) const IFLA_INFO_KIND: u16 = 1;
+pub(crate) const IFLA_INFO_DATA: u16 = 2;
 const VETH_INFO_PEER: u16 = 1;
 const IFLA_BRPORT_MODE: u16 = 4;
 const IFLA_BRPORT_ISOLATED: u16 = 33;
@@ -38,6 +39,8 @@ const IFA_BROADCAST: u16 = 4;
 const IFA_FLAGS: u16 = 8;
 /// No search for others with the address: it is ours alone, and nobody waits.
 const IFA_F_NODAD: u32 = 2;
+/// No route to the network of the address.
+const IFA_F_NOPREFIXROUTE: u32 = 0x200;
 
 const RTA_DST: u16 = 1;
 const RTA_OIF: u16 = 4;
@@ -48,7 +51,7 @@ const RTA_TABLE: u16 = 15;
 const RTAX_MTU: u16 = 2;
 const RTAX_ADVMSS: u16 = 8;
 
-const AF_BRIDGE: u8 = 7;
+pub(crate) const AF_BRIDGE: u8 = 7;
 const IF_OPER_UP: u8 = 6;
 const IFF_UP: u32 = 1;
 const IFF_PROMISC: u32 = 0x100;
@@ -69,6 +72,8 @@ pub struct Link {
     pub kind: String,
     /// The bridge it belongs to, or 0.
     pub master: u32,
+    /// The other end of a pair, or the interface below; the number is that of its namespace. Or 0.
+    pub peer: u32,
     /// It is set up.
     pub up: bool,
     /// Packets pass.
@@ -119,7 +124,14 @@ pub struct NewRoute {
     pub scope: Option<u8>,
 }
 
-fn header(family: u8, index: u32, flags: u32, change: u32) -> [u8; 16] {
+impl NewRoute {
+    /// To a network on the link itself.
+    pub fn direct(dst: Cidr) -> Self {
+        Self { dst, gateway: None, mtu: None, advmss: None, priority: None, table: None, scope: None }
+    }
+}
+
+pub(crate) fn header(family: u8, index: u32, flags: u32, change: u32) -> [u8; 16] {
     let mut bytes = [0; 16];
     bytes[0] = family;
     bytes[4..8].copy_from_slice(&index.to_ne_bytes());
@@ -173,6 +185,7 @@ fn read_link(body: &[u8]) -> Option<Link> {
         mac: attribute(attrs, IFLA_ADDRESS).map(format_mac).unwrap_or_default(),
         mtu: attribute(attrs, IFLA_MTU).and_then(|v| u32_at(v, 0)).unwrap_or_default(),
         kind: attribute(info, IFLA_INFO_KIND).map(text_of).unwrap_or_default(),
+        peer: attribute(attrs, IFLA_LINK).and_then(|v| u32_at(v, 0)).unwrap_or_default(),
         master: attribute(attrs, IFLA_MASTER).and_then(|v| u32_at(v, 0)).unwrap_or_default(),
     })
 }
@@ -343,6 +356,18 @@ impl Socket {
     /// # Errors
     /// What the kernel said.
     pub fn add_address(&mut self, index: u32, address: Cidr) -> Result<(), Errno> {
+        self.new_address(index, address, 0)
+    }
+
+    /// As [`Self::add_address`], without a route to the address's network.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn add_address_alone(&mut self, index: u32, address: Cidr) -> Result<(), Errno> {
+        self.new_address(index, address, IFA_F_NOPREFIXROUTE)
+    }
+
+    fn new_address(&mut self, index: u32, address: Cidr, flags: u32) -> Result<(), Errno> {
         let mut fixed = [family(address.addr), address.prefix, 0, 0, 0, 0, 0, 0];
         fixed[4..].copy_from_slice(&index.to_ne_bytes());
         let mut message = Message::new(RTM_NEWADDR, ACK | CREATE | EXCL, &fixed);
@@ -351,8 +376,9 @@ impl Socket {
         if address.addr.is_ipv4() && address.prefix < 31 {
             message.attr(IFA_BROADCAST, &octets(address.last()));
         }
-        if address.addr.is_ipv6() {
-            message.u32(IFA_FLAGS, IFA_F_NODAD);
+        let flags = flags | if address.addr.is_ipv6() { IFA_F_NODAD } else { 0 };
+        if flags != 0 {
+            message.u32(IFA_FLAGS, flags);
         }
         match self.request(message) {
             Err(Errno::EXIST) => Ok(()),

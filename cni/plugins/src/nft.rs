@@ -35,6 +35,8 @@ const NETWORK_HEADER: u32 = 1;
 pub(crate) enum Family {
     V4,
     V6,
+    /// Frames on bridges.
+    Bridge,
 }
 
 impl Family {
@@ -46,6 +48,7 @@ impl Family {
         match self {
             Self::V4 => 2,
             Self::V6 => 10,
+            Self::Bridge => 7,
         }
     }
 
@@ -55,6 +58,7 @@ impl Family {
         match self {
             Self::V4 => (4, 12, 16, 7),
             Self::V6 => (16, 8, 24, 8),
+            Self::Bridge => (6, 6, 0, 9),
         }
     }
 }
@@ -70,6 +74,8 @@ pub(crate) enum Hook {
     DestinationNat,
     /// Destinations of what this host sends are changed.
     OutputNat,
+    /// Frames arrive at a bridge.
+    BridgeArrival,
 }
 
 impl Hook {
@@ -80,6 +86,7 @@ impl Hook {
             Self::Forward => ("filter", 2, 0),
             Self::DestinationNat => ("nat", 0, -100),
             Self::OutputNat => ("nat", 3, -100),
+            Self::BridgeArrival => ("filter", 0, -300),
         }
     }
 }
@@ -99,6 +106,8 @@ pub(crate) enum Step {
     From { interface: String, equal: bool },
     /// It goes out by this interface, or not.
     To { interface: String, equal: bool },
+    /// It was sent by another hardware address.
+    HardwareNot([u8; 6]),
     /// It belongs to something that was allowed before.
     Established,
     /// Its destination was changed by [`Self::Redirect`] or the like.
@@ -390,6 +399,11 @@ impl Step {
             Self::To { interface, equal } => {
                 load_meta(m, META_OUT);
                 compare(m, *equal, &interface_bytes(interface));
+            }
+            Self::HardwareNot(mac) => {
+                const LINK_HEADER: u32 = 0;
+                load_payload(m, LINK_HEADER, source, length);
+                compare(m, false, mac);
             }
             Self::Established => {
                 const STATE: u32 = 0;

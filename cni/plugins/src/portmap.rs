@@ -8,7 +8,8 @@ use serde::Deserialize;
 
 use crate::bundled::Plugins;
 use crate::conf::{chained, read};
-use crate::nft::{Family, Step};
+use crate::nft::Family;
+use crate::rules::{Backend, Port};
 
 pub(crate) struct Portmap(pub Weak<Plugins>);
 
@@ -17,6 +18,7 @@ pub(crate) struct Portmap(pub Weak<Plugins>);
 struct Conf {
     runtime_config: Runtime,
     snat: Option<bool>,
+    backend: Backend,
 }
 
 #[derive(Deserialize, Default)]
@@ -49,7 +51,10 @@ impl Plugin for Portmap {
                 }
                 Ok(Some(result))
             }
-            Command::Del => plugins.rules.close_ports(&container).map(|()| None),
+            Command::Del => {
+                let conf: Conf = read(call)?;
+                plugins.rules.close_ports(conf.backend, &container).map(|()| None)
+            }
             _ => Ok(None),
         }
     }
@@ -65,7 +70,7 @@ fn forward(
     let Some(address) = result.ips.iter().map(|ip| ip.address).find(|a| Family::of(a.addr) == family) else {
         return Ok(());
     };
-    let mut rules = Vec::new();
+    let mut ports = Vec::new();
     for mapping in conf.runtime_config.port_mappings.iter().filter(|m| m.host_port != 0) {
         let protocol = match mapping.protocol.to_ascii_lowercase().as_str() {
             "" | "tcp" => 6,
@@ -75,7 +80,7 @@ fn forward(
                 return Err(PluginError::new(Code::InvalidConfig, format!("unknown protocol {other:?}")));
             }
         };
-        let mut rule = vec![Step::ToThisHost];
+        let mut only = None;
         if !mapping.host_ip.is_empty() {
             let ip: IpAddr = mapping.host_ip.parse().map_err(|_| {
                 PluginError::new(Code::InvalidConfig, format!("invalid address {:?}", mapping.host_ip))
@@ -83,26 +88,13 @@ fn forward(
             if Family::of(ip) != family {
                 continue;
             }
-            if !ip.is_unspecified() {
-                let whole = if ip.is_ipv4() { 32 } else { 128 };
-                rule.extend(cni::Cidr::new(ip, whole).map(|net| Step::Destination { net, within: true }));
-            }
+            only = Some(ip).filter(|ip| !ip.is_unspecified());
         }
-        rule.push(Step::Port { protocol, port: mapping.host_port });
-        rule.push(Step::Redirect { to: address.addr, port: mapping.container_port });
-        rules.push(rule);
+        ports.push(Port { protocol, only, port: mapping.host_port, to: mapping.container_port });
     }
-    if rules.is_empty() {
+    if ports.is_empty() {
         return Ok(());
     }
-    // A container that reaches itself by the host's port must see the host's address.
-    let whole = if address.addr.is_ipv4() { 32 } else { 128 };
-    let own = cni::Cidr::new(address.addr, whole);
-    let mut hairpin = Vec::new();
-    if let Some(net) = own
-        && conf.snat.unwrap_or(true)
-    {
-        hairpin.push(vec![Step::Source { net }, Step::Destination { net, within: true }, Step::Masquerade]);
-    }
-    plugins.rules.forward_ports(container, family, &rules, hairpin)
+    let hairpin = conf.snat.unwrap_or(true);
+    plugins.rules.forward_ports(conf.backend, container, address.addr, &ports, hairpin)
 }

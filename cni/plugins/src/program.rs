@@ -155,7 +155,7 @@ mod tests {
             (&full[..3], conf, 4),
             (&full[..], "nonsense", 6),
             (&full[..], r#"{"cniVersion":"9.9.9","name":"n"}"#, 1),
-            (&full[..], r#"{"cniVersion":"1.0.0","name":"n","vlan":7}"#, 2),
+            (&full[..], r#"{"cniVersion":"1.0.0","name":"n","vlan":4095}"#, 7),
             (&full[..], r#"{"cniVersion":"1.0.0","name":"n","mtu":"big"}"#, 6),
             (
                 &[

@@ -6,18 +6,22 @@
 //! makes rules of the same meaning.
 
 use std::collections::HashSet;
-use std::net::IpAddr;
-use std::process::{Command, Stdio};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use cni::{Cidr, Code, PluginError};
 use parking_lot::Mutex;
 use rustix::io::Errno;
+use serde::Deserialize;
 
+use crate::iptables;
 use crate::netlink::Socket;
 use crate::nft::{Chain, Family, Hook, Step, Table};
 
 const SOURCES: &str = "sources";
 const SANDBOXES: &str = "sandboxes";
+
+const FAMILIES: [(IpAddr, Family); 2] =
+    [(IpAddr::V4(Ipv4Addr::UNSPECIFIED), Family::V4), (IpAddr::V6(Ipv6Addr::UNSPECIFIED), Family::V6)];
 
 /// What may reach containers from elsewhere. What they have asked for may always.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -31,6 +35,30 @@ pub(crate) enum Ingress {
     Isolated,
 }
 
+/// Who makes the rules.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Backend {
+    /// nftables, and the `iptables` program where the kernel has none.
+    #[default]
+    #[serde(alias = "")]
+    Auto,
+    Nftables,
+    Iptables,
+}
+
+/// A port of this host that leads to a container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Port {
+    /// Number of the transport protocol.
+    pub(crate) protocol: u8,
+    /// Only at this address of the host.
+    pub(crate) only: Option<IpAddr>,
+    pub(crate) port: u16,
+    /// The container's port.
+    pub(crate) to: u16,
+}
+
 /// Rules, and the connection by which they are made. It is kept open: the kernel lets
 /// whoever closes one after a removal wait.
 #[derive(Default)]
@@ -42,15 +70,20 @@ pub(crate) struct Rules {
 
 /// Why nftables did not do it.
 enum Trouble {
-    /// The kernel has none, or not enough of it.
-    Missing(Errno),
+    /// The kernel has none, or not enough of it; `None` when it is not wanted.
+    Missing(Option<Errno>),
     /// Something else.
     Real(Errno),
 }
 
 impl Rules {
     /// Hides a container's address behind the host's in whatever leaves its network.
-    pub(crate) fn masquerade(&self, network: &str, address: Cidr) -> Result<(), PluginError> {
+    pub(crate) fn masquerade(
+        &self,
+        backend: Backend,
+        network: &str,
+        address: Cidr,
+    ) -> Result<(), PluginError> {
         let rule = vec![
             Step::SourceIn(SOURCES),
             Step::Destination { net: address.network(), within: false },
@@ -62,22 +95,27 @@ impl Rules {
             set: Some(SOURCES),
             chains: vec![Chain { name: "postrouting", hook: Hook::SourceNat, rules: vec![rule] }],
         };
-        match self.nft(|s| s.describe(&table, Some(address.addr))) {
+        match self.nft(backend, |s| s.describe(&table, Some(address.addr))) {
             Ok(()) => Ok(()),
             Err(Trouble::Missing(e)) => {
-                iptables_add(address.addr, &masquerade_args(network, address), "-A", e)
+                iptables::add(address.addr, &iptables::masquerade(network, address), "-A", e)
             }
             Err(Trouble::Real(e)) => Err(refused("masquerade", e)),
         }
     }
 
     /// Undoes [`Self::masquerade`].
-    pub(crate) fn no_masquerade(&self, network: &str, address: Cidr) -> Result<(), PluginError> {
+    pub(crate) fn no_masquerade(
+        &self,
+        backend: Backend,
+        network: &str,
+        address: Cidr,
+    ) -> Result<(), PluginError> {
         let name = table_name("masquerade", network);
-        match self.nft(|s| s.withdraw(Family::of(address.addr), &name, SOURCES, address.addr)) {
+        match self.nft(backend, |s| s.withdraw(Family::of(address.addr), &name, SOURCES, address.addr)) {
             Ok(()) => Ok(()),
             Err(Trouble::Missing(_)) => {
-                iptables_delete(address.addr, &masquerade_args(network, address));
+                iptables::delete(address.addr, &iptables::masquerade(network, address));
                 Ok(())
             }
             Err(Trouble::Real(e)) => Err(refused("end masquerade", e)),
@@ -87,6 +125,7 @@ impl Rules {
     /// Shuts a container off from what `ingress` does not allow.
     pub(crate) fn protect(
         &self,
+        backend: Backend,
         network: &str,
         bridge: &str,
         ingress: Ingress,
@@ -112,11 +151,11 @@ impl Rules {
             set: Some(SANDBOXES),
             chains: vec![Chain { name: "forward", hook: Hook::Forward, rules }],
         };
-        match self.nft(|s| s.describe(&table, Some(address))) {
+        match self.nft(backend, |s| s.describe(&table, Some(address))) {
             Ok(()) => Ok(()),
-            Err(Trouble::Missing(e)) => protect_args(network, bridge, ingress, address)
+            Err(Trouble::Missing(e)) => iptables::protect(network, bridge, ingress, address)
                 .iter()
-                .try_for_each(|args| iptables_add(address, args, "-I", e)),
+                .try_for_each(|args| iptables::add(address, args, "-I", e)),
             Err(Trouble::Real(e)) => Err(refused("protect containers", e)),
         }
     }
@@ -124,6 +163,7 @@ impl Rules {
     /// Undoes [`Self::protect`].
     pub(crate) fn unprotect(
         &self,
+        backend: Backend,
         network: &str,
         bridge: &str,
         ingress: Ingress,
@@ -133,11 +173,11 @@ impl Rules {
             return Ok(());
         }
         let name = table_name("firewall", network);
-        match self.nft(|s| s.withdraw(Family::of(address), &name, SANDBOXES, address)) {
+        match self.nft(backend, |s| s.withdraw(Family::of(address), &name, SANDBOXES, address)) {
             Ok(()) => Ok(()),
             Err(Trouble::Missing(_)) => {
-                for args in protect_args(network, bridge, ingress, address) {
-                    iptables_delete(address, &args);
+                for args in iptables::protect(network, bridge, ingress, address) {
+                    iptables::delete(address, &args);
                 }
                 Ok(())
             }
@@ -146,46 +186,94 @@ impl Rules {
     }
 
     /// Sends what arrives at ports of this host to a container. One table for each container.
+    /// With `hairpin` the container reaches itself by them: it must then see the host's address.
     pub(crate) fn forward_ports(
         &self,
+        backend: Backend,
         container: &str,
-        family: Family,
-        rules: &[Vec<Step>],
-        hairpin: Vec<Vec<Step>>,
+        address: IpAddr,
+        ports: &[Port],
+        hairpin: bool,
     ) -> Result<(), PluginError> {
+        let name = table_name("ports", container);
+        let whole = |addr: IpAddr| Cidr::new(addr, if addr.is_ipv4() { 32 } else { 128 });
+        let rules: Vec<Vec<Step>> = ports
+            .iter()
+            .map(|port| {
+                let mut rule = vec![Step::ToThisHost];
+                let only = port.only.and_then(whole);
+                rule.extend(only.map(|net| Step::Destination { net, within: true }));
+                rule.push(Step::Port { protocol: port.protocol, port: port.port });
+                rule.push(Step::Redirect { to: address, port: port.to });
+                rule
+            })
+            .collect();
+        let itself = whole(address)
+            .filter(|_| hairpin)
+            .map(|net| vec![Step::Source { net }, Step::Destination { net, within: true }, Step::Masquerade]);
         let table = Table {
-            family,
-            name: &table_name("ports", container),
+            family: Family::of(address),
+            name: &name,
             set: None,
             chains: vec![
-                Chain { name: "prerouting", hook: Hook::DestinationNat, rules: rules.to_vec() },
-                Chain { name: "output", hook: Hook::OutputNat, rules: rules.to_vec() },
-                Chain { name: "postrouting", hook: Hook::SourceNat, rules: hairpin },
+                Chain { name: "prerouting", hook: Hook::DestinationNat, rules: rules.clone() },
+                Chain { name: "output", hook: Hook::OutputNat, rules },
+                Chain { name: "postrouting", hook: Hook::SourceNat, rules: itself.into_iter().collect() },
             ],
         };
-        self.nft(|s| s.describe(&table, None)).map_err(|e| match e {
-            Trouble::Missing(e) | Trouble::Real(e) => refused("forward ports", e),
-        })
+        match self.nft(backend, |s| s.describe(&table, None)) {
+            Ok(()) => Ok(()),
+            Err(Trouble::Missing(e)) => iptables::ports(&name, address, ports, hairpin)
+                .iter()
+                .try_for_each(|args| iptables::add(address, args, "-A", e)),
+            Err(Trouble::Real(e)) => Err(refused("forward ports", e)),
+        }
     }
 
     /// Undoes [`Self::forward_ports`].
-    pub(crate) fn close_ports(&self, container: &str) -> Result<(), PluginError> {
+    pub(crate) fn close_ports(&self, backend: Backend, container: &str) -> Result<(), PluginError> {
         let name = table_name("ports", container);
-        for family in [Family::V4, Family::V6] {
-            match self.nft(|s| s.delete_table(family, &name)) {
-                Ok(()) | Err(Trouble::Missing(_)) => {}
+        for (any, family) in FAMILIES {
+            match self.nft(backend, |s| s.delete_table(family, &name)) {
+                Ok(()) => {}
+                Err(Trouble::Missing(_)) => iptables::sweep(any, &name),
                 Err(Trouble::Real(e)) => return Err(refused("end port forwarding", e)),
             }
         }
         Ok(())
     }
 
+    /// Lets nothing pass from a bridge's port but frames of one hardware address. One table
+    /// for each container.
+    pub(crate) fn hold_mac(&self, container: &str, port: &str, mac: [u8; 6]) -> Result<(), PluginError> {
+        let from = Step::From { interface: port.to_owned(), equal: true };
+        let rules = vec![vec![from, Step::HardwareNot(mac), Step::Drop]];
+        let table = Table {
+            family: Family::Bridge,
+            name: &table_name("mac", container),
+            set: None,
+            chains: vec![Chain { name: "prerouting", hook: Hook::BridgeArrival, rules }],
+        };
+        self.nft(Backend::Nftables, |s| s.describe(&table, None)).map_err(|e| match e {
+            Trouble::Missing(Some(e)) | Trouble::Real(e) => refused("macspoofchk", e),
+            Trouble::Missing(None) => refused("macspoofchk", Errno::OPNOTSUPP),
+        })
+    }
+
+    /// Undoes [`Self::hold_mac`].
+    pub(crate) fn free_mac(&self, container: &str) -> Result<(), PluginError> {
+        match self.nft(Backend::Auto, |s| s.delete_table(Family::Bridge, &table_name("mac", container))) {
+            Ok(()) | Err(Trouble::Missing(_)) => Ok(()),
+            Err(Trouble::Real(e)) => Err(refused("end macspoofchk", e)),
+        }
+    }
+
     /// Removes all tables of a network.
     pub(crate) fn remove(&self, network: &str) -> Result<(), PluginError> {
         for what in ["masquerade", "firewall"] {
             let name = table_name(what, network);
-            for family in [Family::V4, Family::V6] {
-                match self.nft(|s| s.delete_table(family, &name)) {
+            for (_, family) in FAMILIES {
+                match self.nft(Backend::Auto, |s| s.delete_table(family, &name)) {
                     Ok(()) | Err(Trouble::Missing(_)) => {}
                     Err(Trouble::Real(e)) => return Err(refused("remove rules", e)),
                 }
@@ -200,11 +288,12 @@ impl Rules {
         if !self.forwarded.lock().insert(bridge.to_owned()) {
             return Ok(());
         }
-        for (any, family) in [(IpAddr::from([0; 4]), Family::V4), (IpAddr::from([0; 16]), Family::V6)] {
-            let by_nft = self.nft(|s| s.drops_by_default(family, "filter", "FORWARD")).unwrap_or(false);
-            if by_nft || legacy_drops(any) {
-                for args in forwarding_args(bridge) {
-                    iptables_add(any, &args, "-I", Errno::OPNOTSUPP)?;
+        for (any, family) in FAMILIES {
+            let by_nft =
+                self.nft(Backend::Auto, |s| s.drops_by_default(family, "filter", "FORWARD")).unwrap_or(false);
+            if by_nft || iptables::legacy_drops(any) {
+                for args in iptables::forwarding(bridge) {
+                    iptables::add(any, &args, "-I", None)?;
                 }
             }
         }
@@ -214,15 +303,27 @@ impl Rules {
     /// Undoes [`Self::allow_forwarding`], whoever did it.
     pub(crate) fn forbid_forwarding(&self, bridge: &str) {
         self.forwarded.lock().remove(bridge);
-        for (any, family) in [(IpAddr::from([0; 4]), Family::V4), (IpAddr::from([0; 16]), Family::V6)] {
-            let by_nft = self.nft(|s| s.drops_by_default(family, "filter", "FORWARD")).unwrap_or(false);
-            if by_nft || legacy_drops(any) {
-                forwarding_args(bridge).iter().for_each(|args| iptables_delete(any, args));
+        for (any, family) in FAMILIES {
+            let by_nft =
+                self.nft(Backend::Auto, |s| s.drops_by_default(family, "filter", "FORWARD")).unwrap_or(false);
+            if by_nft || iptables::legacy_drops(any) {
+                iptables::forwarding(bridge).iter().for_each(|args| iptables::delete(any, args));
             }
         }
     }
 
-    fn nft<T>(&self, work: impl FnOnce(&mut Socket) -> Result<T, Errno>) -> Result<T, Trouble> {
+    fn nft<T>(
+        &self,
+        backend: Backend,
+        work: impl FnOnce(&mut Socket) -> Result<T, Errno>,
+    ) -> Result<T, Trouble> {
+        if backend == Backend::Iptables {
+            return Err(Trouble::Missing(None));
+        }
+        let trouble = |e| match (backend, trouble(e)) {
+            (Backend::Nftables, _) => Trouble::Real(e),
+            (_, trouble) => trouble,
+        };
         let mut slot = self.socket.lock();
         let socket = match &mut *slot {
             Some(socket) => socket,
@@ -241,7 +342,7 @@ impl Rules {
 fn trouble(e: Errno) -> Trouble {
     match e {
         Errno::OPNOTSUPP | Errno::PROTONOSUPPORT | Errno::AFNOSUPPORT | Errno::NOENT | Errno::NOSYS => {
-            Trouble::Missing(e)
+            Trouble::Missing(Some(e))
         }
         e => Trouble::Real(e),
     }
@@ -260,140 +361,9 @@ fn table_name(what: &str, of: &str) -> String {
     }
 }
 
-fn words(text: &str) -> Vec<String> {
-    text.split_ascii_whitespace().map(str::to_owned).collect()
-}
-
-/// The table, then the chain, then the rule.
-struct Args {
-    table: &'static str,
-    chain: &'static str,
-    rule: Vec<String>,
-}
-
-fn masquerade_args(network: &str, address: Cidr) -> Args {
-    let Cidr { addr, .. } = address;
-    let mut rule = words(&format!("-s {addr} ! -d {} -m comment --comment", address.network()));
-    rule.push(format!("cni {network}"));
-    rule.extend(words("-j MASQUERADE"));
-    Args { table: "nat", chain: "POSTROUTING", rule }
-}
-
-fn protect_args(network: &str, bridge: &str, ingress: Ingress, addr: IpAddr) -> Vec<Args> {
-    let rule = |text: String| {
-        let mut rule = words(&text);
-        rule.extend(["-m".into(), "comment".into(), "--comment".into(), format!("cni {network}")]);
-        rule.extend(words("-j DROP"));
-        Args { table: "filter", chain: "FORWARD", rule }
-    };
-    let mut list = vec![rule(format!(
-        "! -i {bridge} -o {bridge} -d {addr} -m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT"
-    ))];
-    if ingress == Ingress::Isolated {
-        list.push(rule(format!("-i {bridge} -o {bridge} -d {addr}")));
-    }
-    list
-}
-
-fn forwarding_args(bridge: &str) -> [Args; 2] {
-    [
-        format!("-i {bridge} -j ACCEPT"),
-        format!("-o {bridge} -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"),
-    ]
-    .map(|text| Args { table: "filter", chain: "FORWARD", rule: words(&text) })
-}
-
-/// The older iptables are in use for packets that pass, and their policy is to drop.
-fn legacy_drops(any: IpAddr) -> bool {
-    let names = if any.is_ipv4() { "/proc/net/ip_tables_names" } else { "/proc/net/ip6_tables_names" };
-    let used = std::fs::read_to_string(names).is_ok_and(|text| text.lines().any(|l| l == "filter"));
-    used && iptables(any)
-        .args(["-S", "FORWARD"])
-        .output()
-        .is_ok_and(|out| String::from_utf8_lossy(&out.stdout).starts_with("-P FORWARD DROP"))
-}
-
-fn iptables(family: IpAddr) -> Command {
-    let mut command = Command::new(if family.is_ipv4() { "iptables" } else { "ip6tables" });
-    command.arg("-w").stdin(Stdio::null());
-    command
-}
-
-/// Adds a rule unless it is there. `why` is why nftables was not used.
-fn iptables_add(family: IpAddr, args: &Args, how: &str, why: Errno) -> Result<(), PluginError> {
-    let call =
-        |verb: &str| iptables(family).args(["-t", args.table, verb, args.chain]).args(&args.rule).output();
-    if call("-C").is_ok_and(|out| out.status.success()) {
-        return Ok(());
-    }
-    let said = match call(how) {
-        Ok(out) if out.status.success() => return Ok(()),
-        Ok(out) => String::from_utf8_lossy(&out.stderr).trim().to_owned(),
-        Err(e) => e.to_string(),
-    };
-    let why = std::io::Error::from(why);
-    Err(PluginError::new(
-        Code::Unavailable,
-        format!("no rules for packets can be made: nftables: {why}; iptables: {said}"),
-    ))
-}
-
-fn iptables_delete(family: IpAddr, args: &Args) {
-    let done = iptables(family).args(["-t", args.table, "-D", args.chain]).args(&args.rule).output();
-    if let Ok(out) = done
-        && !out.status.success()
-    {
-        tracing::debug!(said = %String::from_utf8_lossy(&out.stderr).trim(), "remove iptables rule");
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use sys::netns::NetNs;
-
-    fn listed(table: &str) -> usize {
-        let out = iptables([10, 0, 0, 1].into()).args(["-t", table, "-S"]).output().unwrap();
-        String::from_utf8(out.stdout).unwrap().lines().filter(|l| l.starts_with("-A")).count()
-    }
-
-    #[test]
-    fn iptables_can_do_it_too() {
-        NetNs::create(|| {
-            let address: Cidr = "10.0.0.2/24".parse().unwrap();
-            let masquerade = masquerade_args("net", address);
-            let mut all = protect_args("net", "br0", Ingress::Isolated, address.addr);
-            all.extend(forwarding_args("br0"));
-            for _ in 0..2 {
-                iptables_add(address.addr, &masquerade, "-A", Errno::OPNOTSUPP).unwrap();
-                for args in &all {
-                    iptables_add(address.addr, args, "-I", Errno::OPNOTSUPP).unwrap();
-                }
-            }
-            assert_eq!((listed("nat"), listed("filter")), (1, 4));
-            iptables_delete(address.addr, &masquerade);
-            all.iter().for_each(|args| iptables_delete(address.addr, args));
-            assert_eq!((listed("nat"), listed("filter")), (0, 0));
-        })
-        .unwrap();
-    }
-
-    #[test]
-    fn forwarding_is_allowed_where_it_is_not() {
-        NetNs::create(|| {
-            let rules = Rules::default();
-            rules.allow_forwarding("br0").unwrap();
-            assert_eq!(listed("filter"), 0, "nobody forbids it");
-            let any = IpAddr::from([0; 4]);
-            assert!(iptables(any).args(["-P", "FORWARD", "DROP"]).status().unwrap().success());
-            rules.forwarded.lock().clear();
-            rules.allow_forwarding("br0").unwrap();
-            assert_eq!(listed("filter"), 2);
-            rules.forbid_forwarding("br0");
-            assert_eq!(listed("filter"), 0);
-        })
-        .unwrap();
-    }
 
     #[test]
     fn long_names_stay_apart() {

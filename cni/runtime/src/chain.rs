@@ -4,15 +4,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::config::{NetworkConfig, PluginConfig};
 use crate::plugin::{Attachment, Bundled, Call, Command};
 use crate::result::{NetworkResult, check_version};
 use crate::{Error, exec};
-
-/// How long a plugin may take.
-const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A network with the means to call its plugins.
 #[derive(Clone)]
@@ -20,6 +17,7 @@ pub struct Chain {
     config: NetworkConfig,
     path: Vec<PathBuf>,
     bundled: Arc<dyn Bundled>,
+    timeout: Duration,
 }
 
 /// What is the same for every plugin of the chain.
@@ -33,7 +31,13 @@ struct Step<'a> {
 impl Chain {
     /// Plugins are looked for in `path`, and among the bundled ones.
     pub fn new(config: NetworkConfig, path: Vec<PathBuf>, bundled: Arc<dyn Bundled>) -> Self {
-        Self { config, path, bundled }
+        Self { config, path, bundled, timeout: exec::TIMEOUT }
+    }
+
+    /// Plugins that are programs get this long, instead of a minute.
+    #[must_use]
+    pub fn with_timeout(self, timeout: Duration) -> Self {
+        Self { timeout, ..self }
     }
 
     /// The network.
@@ -169,7 +173,7 @@ impl Chain {
         if let Some(previous) = previous {
             fields.insert("prevResult".into(), previous.write(&self.config.cni_version).map_err(failed)?);
         }
-        fields.remove("capabilities");
+        announce(&mut fields, &step.attachment.capabilities);
         let call = Call {
             command: step.command,
             attachment: step.attachment,
@@ -177,7 +181,17 @@ impl Chain {
             config: &Value::Object(fields),
             namespace_ends: step.namespace_ends,
         };
-        delegate(self.bundled.as_ref(), &plugin.kind, &call)
+        call_within(self.bundled.as_ref(), &plugin.kind, &call, self.timeout)
+    }
+}
+
+/// Says what plugins have announced that they understand, in place of the announcement.
+fn announce(fields: &mut Map<String, Value>, capabilities: &Map<String, Value>) {
+    let Some(Value::Object(announced)) = fields.remove("capabilities") else { return };
+    let said = capabilities.iter().filter(|(name, _)| announced.get(*name) == Some(&Value::Bool(true)));
+    let said: Map<String, Value> = said.map(|(name, value)| (name.clone(), value.clone())).collect();
+    if !said.is_empty() {
+        fields.insert("runtimeConfig".into(), Value::Object(said));
     }
 }
 
@@ -188,13 +202,22 @@ impl Chain {
 /// # Errors
 /// When there is no such plugin, or its own.
 pub fn delegate(bundled: &dyn Bundled, kind: &str, call: &Call<'_>) -> Result<Option<NetworkResult>, Error> {
+    call_within(bundled, kind, call, exec::TIMEOUT)
+}
+
+fn call_within(
+    bundled: &dyn Bundled,
+    kind: &str,
+    call: &Call<'_>,
+    timeout: Duration,
+) -> Result<Option<NetworkResult>, Error> {
     match find(bundled, kind, call.path)? {
         Found::Own(own) => own.call(call).map_err(|source| Error::Plugin {
             kind: kind.into(),
             command: call.command.name(),
             source,
         }),
-        Found::Program(program) => exec::call(&program, kind, call, TIMEOUT),
+        Found::Program(program) => exec::call(&program, kind, call, timeout),
     }
 }
 

@@ -15,6 +15,9 @@ use crate::error::{Code, Error, PluginError};
 use crate::plugin::Call;
 use crate::result::NetworkResult;
 
+/// How long a plugin may take.
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(60);
+
 /// What a plugin may say, in bytes.
 const LIMIT: usize = 1 << 20;
 
@@ -40,7 +43,9 @@ pub(crate) fn call(
         .ok_or(Error::Timeout { kind: kind.into(), command, seconds: timeout.as_secs() })?;
     let Output { success, stdout, stderr } = output;
     let parsed: Option<Value> = serde_json::from_slice(&stdout).ok();
-    if !success {
+    // Some print an error and forget to fail.
+    let forgot = parsed.as_ref().is_some_and(|v| v.get("code").is_some() && v.get("msg").is_some());
+    if !success || forgot {
         let source = match parsed.map(serde_json::from_value::<PluginError>) {
             Some(Ok(error)) => error,
             _ => {

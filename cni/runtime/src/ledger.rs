@@ -99,10 +99,19 @@ impl Ledger {
             let names = entries.flatten().filter_map(|e| e.file_name().into_string().ok());
             names.filter_map(|n| n.strip_suffix(suffix).map(str::to_owned)).collect()
         };
+        // Processes of its steps may be in the namespaces still, so those do not end by
+        // themselves and take their links with them.
+        let mut links = Vec::new();
         for id in ids(&self.entries, ".json") {
-            if let Err(e) = self.undo(&id, bundled) {
-                tracing::warn!(id, error = %e, "undo a network of an earlier daemon");
+            match self.undo(&id, bundled) {
+                Ok(mut of) => links.append(&mut of),
+                Err(e) => tracing::warn!(id, error = %e, "undo a network of an earlier daemon"),
             }
+        }
+        if !links.is_empty()
+            && let Err(e) = bundled.remove_links(&links)
+        {
+            tracing::warn!(error = %e, "remove links of an earlier daemon");
         }
         for id in ids(&self.namespaces, "") {
             if let Err(e) = sys::netns::unbind(&self.namespace(&id)) {
@@ -120,7 +129,10 @@ impl Ledger {
         }
     }
 
-    fn undo(&self, id: &str, bundled: &Arc<dyn Bundled>) -> Result<(), Error> {
+    /// Undoes what was done for one namespace. Gives the links on the host that are left: to
+    /// remove them one by one takes the kernel its time for each.
+    fn undo(&self, id: &str, bundled: &Arc<dyn Bundled>) -> Result<Vec<String>, Error> {
+        let mut left = Vec::new();
         let path = self.entry(id);
         let text = std::fs::read(&path).map_err(Error::file("read", &path))?;
         // One that was cut off while it was written: nothing had been done yet.
@@ -131,14 +143,20 @@ impl Ledger {
                 netns: namespace.exists().then_some(namespace),
                 ifname: entry.ifname,
                 args: entry.args,
+                ..Attachment::default()
             };
             let config = NetworkConfig::parse(entry.network.to_string().as_bytes(), "ledger")?;
             let chain = Chain::new(config, entry.path, bundled.clone());
-            let done = chain.del(&attachment, entry.result.as_ref(), false);
+            // Without a result nobody knows their names.
+            let known = entry.result.is_some();
+            let done = chain.del(&attachment, entry.result.as_ref(), known);
+            let interfaces = entry.result.map(|result| result.interfaces).unwrap_or_default();
+            left.extend(interfaces.into_iter().filter(|i| i.sandbox.is_empty()).map(|i| i.name));
             sys::netns::unbind(&self.namespace(id))?;
             done?;
         }
-        self.forget(id)
+        self.forget(id)?;
+        Ok(left)
     }
 }
 

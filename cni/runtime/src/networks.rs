@@ -350,8 +350,13 @@ impl Inner {
             args.push(("K8S_POD_NAME".to_owned(), hostname.to_owned()));
             args.push(("IgnoreUnknown".to_owned(), "1".to_owned()));
         }
-        let attachment =
-            Attachment { container_id: id.clone(), netns: Some(path.clone()), ifname: IFNAME.into(), args };
+        let attachment = Attachment {
+            container_id: id.clone(),
+            netns: Some(path.clone()),
+            ifname: IFNAME.into(),
+            args,
+            ..Attachment::default()
+        };
         self.ledger.note(chain, &attachment, None)?;
         let result = NetNs::create(|| {}).and_then(|(ns, ())| ns.bind(&path)).map_err(Error::from);
         let result = result.and_then(|()| self.loopback(&path)).and_then(|()| chain.add(&attachment));

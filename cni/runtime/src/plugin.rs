@@ -58,6 +58,9 @@ pub struct Attachment {
     pub ifname: String,
     /// `CNI_ARGS`: `KEY=value` pairs.
     pub args: Vec<(String, String)>,
+    /// What the runtime can say to plugins that have announced the capability: `portMappings`,
+    /// `bandwidth`, `ips`, `mac` ….
+    pub capabilities: serde_json::Map<String, Value>,
 }
 
 impl Attachment {
@@ -106,6 +109,12 @@ pub trait Bundled: Send + Sync {
     /// # Errors
     /// When there can be none.
     fn default_network(&self, wanted: &BridgeConfig) -> Result<DefaultNetwork, crate::Error>;
+
+    /// Removes host ends of pairs of interfaces, all in one go. Missing ones are fine.
+    ///
+    /// # Errors
+    /// When something stays.
+    fn remove_links(&self, names: &[String]) -> Result<(), crate::Error>;
 
     /// Removes what is left of the default network when nobody uses it any more.
     ///

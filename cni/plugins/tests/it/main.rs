@@ -196,6 +196,7 @@ fn our_program_is_an_ordinary_plugin() {
                 netns: Some(file.clone()),
                 ifname: "eth0".into(),
                 args: vec![],
+                ..Attachment::default()
             };
             let server = World::listen(&ns);
             config.plugins[3].fields["runtimeConfig"]["portMappings"][0]["containerPort"] =
@@ -242,6 +243,7 @@ fn dummies_and_fixed_addresses() {
             netns: Some(file.clone()),
             ifname: "eth0".into(),
             args: vec![],
+            ..Attachment::default()
         };
         if world.has_dummies() {
             let result = chain.add(&attachment).unwrap();
