@@ -41,6 +41,15 @@ impl Image {
     /// # Errors
     /// When it cannot be compressed.
     pub fn new(layer: &[u8], command: &[&str]) -> Result<Self> {
+        let path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+        Self::configured(layer, json!({"Env": [path], "Cmd": command}))
+    }
+
+    /// An image of one uncompressed layer that is run as `config` says.
+    ///
+    /// # Errors
+    /// When it cannot be compressed.
+    pub fn configured(layer: &[u8], config: Value) -> Result<Self> {
         let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
         gzip.write_all(layer)?;
         let packed = gzip.finish()?;
@@ -48,10 +57,7 @@ impl Image {
             "architecture": architecture(),
             "os": "linux",
             "created": "2024-01-01T00:00:00Z",
-            "config": {
-                "Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],
-                "Cmd": command,
-            },
+            "config": config,
             "rootfs": {"type": "layers", "diff_ids": [digest(layer)]},
             "history": [{"created": "2024-01-01T00:00:00Z", "created_by": "harness"}],
         });
@@ -98,6 +104,24 @@ impl Image {
         entry(&mut tar, "etc/passwd", EntryType::Regular, 0o644, users.as_bytes())?;
         entry(&mut tar, "etc/group", EntryType::Regular, 0o644, groups.as_bytes())?;
         Self::new(&tar.into_inner()?, &["sh"])
+    }
+
+    /// The frontend for tests, with the libraries of this machine that it needs.
+    ///
+    /// # Errors
+    /// When it has not been built.
+    pub fn frontend(labels: Value) -> Result<Self> {
+        let program = places::program("frontend")?;
+        let needs = Command::new("ldd").arg(&program).output().context("list of libraries")?;
+        let needs = String::from_utf8_lossy(&needs.stdout).into_owned();
+        let libraries = needs.split_ascii_whitespace().filter(|word| word.starts_with('/'));
+        let mut tar = Builder::new(Vec::new());
+        entry(&mut tar, "frontend", EntryType::Regular, 0o755, &std::fs::read(&program)?)?;
+        for path in libraries {
+            let inside = path.trim_start_matches('/');
+            entry(&mut tar, inside, EntryType::Regular, 0o755, &std::fs::read(path)?)?;
+        }
+        Self::configured(&tar.into_inner()?, json!({"Entrypoint": ["/frontend"], "Labels": labels}))
     }
 
     /// The small Debian that `setup.sh` made.

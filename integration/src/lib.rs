@@ -15,6 +15,7 @@ pub mod clients;
 pub mod containerd;
 pub mod daemon;
 pub mod dockerd;
+pub mod gateway;
 pub mod http;
 pub mod image;
 pub mod layout;

@@ -5,6 +5,7 @@
 //! for the same step), with a kind for the wire, the chain of messages for
 //! people, and details that clients look at.
 
+use std::any::Any;
 use std::error::Error;
 use std::fmt;
 use std::sync::Arc;
@@ -174,6 +175,7 @@ struct Inner {
     message: String,
     hint: Option<String>,
     details: Vec<Detail>,
+    kept: Option<Arc<dyn Any + Send + Sync>>,
 }
 
 impl Failure {
@@ -185,6 +187,7 @@ impl Failure {
             message: message.into(),
             hint: None,
             details: Vec::new(),
+            kept: None,
         }))
     }
 
@@ -228,6 +231,27 @@ impl Failure {
     #[must_use]
     pub fn also(self, detail: Detail) -> Self {
         self.edit(|inner| inner.details.push(detail))
+    }
+
+    /// Changes details in place, such as one that was only partly known where
+    /// the error began.
+    #[must_use]
+    pub fn amended(self, change: impl FnMut(&mut Detail)) -> Self {
+        self.edit(|inner| inner.details.iter_mut().for_each(change))
+    }
+
+    /// Keeps `value` alive as long as the error, unless it keeps something:
+    /// what somebody may want to look at who has to find out what went wrong.
+    #[must_use]
+    pub fn keeping(self, value: impl Any + Send + Sync) -> Self {
+        self.edit(|inner| {
+            inner.kept.get_or_insert_with(|| Arc::new(value));
+        })
+    }
+
+    /// What is kept alive, if it is a `T`.
+    pub fn kept<T: Any>(&self) -> Option<&T> {
+        self.0.kept.as_deref()?.downcast_ref()
     }
 
     /// Adds to the end of the message, such as a suggestion.

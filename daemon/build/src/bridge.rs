@@ -6,29 +6,38 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use base::progress::{Event, Sink, Warning as ProgressWarning};
-use base::{Digest, Failure};
+use base::reference::Reference;
+use base::task::Scope;
+use base::{Detail, Digest, Failure};
 use frontend::gateway::{
     FileRange, FrontendResult, Gateway, ImageMeta, Options, RefId, Refs, ResolveSource, Solve, SolveWhat,
     SourceMeta, Stat, Warning,
 };
 use ops::source::image::Wanted;
-use ops::{BuildValues, Output, Worker};
+use ops::{BuildValues, Kept, Output, Worker};
 use parking_lot::Mutex;
 use proto::pb;
-use solver::{Job, Solved};
+use refs::Ref;
+use solver::{Job, JobValues, Solved};
 use tokio::sync::watch;
 
 use crate::Error;
 use crate::builder::step;
+use crate::containers::Containers;
+use crate::external::check_allowed;
 use crate::plan::Plan;
 
-/// How a client that is its own frontend ends its build.
+/// Options of a frontend.
+type Opts = BTreeMap<String, String>;
+
+/// How a frontend that is not built in ends.
 pub type Returned = Result<FrontendResult, Failure>;
 
 /// The gateway of one build. Clones are the same build, perhaps with other options.
 #[derive(Clone)]
 pub struct Bridge {
     core: Arc<Core>,
+    run: Arc<Run>,
     options: Arc<Options>,
     inputs: Arc<BTreeMap<String, pb::Definition>>,
 }
@@ -38,9 +47,31 @@ struct Core {
     job: Job<Output>,
     values: Arc<BuildValues>,
     sink: Sink,
-    frontends: Vec<String>,
+    frontends: Frontends,
     plans: Mutex<HashMap<RefId, Arc<Plan>>>,
+    /// Trees of operations that failed, by their ids.
+    kept: Mutex<HashMap<String, Ref>>,
+}
+
+/// One run of a frontend that is not built in: the client, or one in a container.
+struct Run {
     returned: watch::Sender<Option<Returned>>,
+    containers: Containers,
+}
+
+impl Run {
+    fn new() -> Arc<Self> {
+        Arc::new(Self { returned: watch::Sender::new(None), containers: Containers::default() })
+    }
+}
+
+/// Which frontends there are.
+#[derive(Debug, Clone, Default)]
+pub struct Frontends {
+    /// The names of those that may be used.
+    pub enabled: Vec<String>,
+    /// The repositories of images from which `gateway.v0` takes frontends; all when empty.
+    pub repositories: Vec<String>,
 }
 
 impl Bridge {
@@ -49,29 +80,34 @@ impl Bridge {
         job: Job<Output>,
         values: Arc<BuildValues>,
         sink: Sink,
-        frontends: Vec<String>,
+        frontends: Frontends,
         options: Options,
         inputs: BTreeMap<String, pb::Definition>,
     ) -> Self {
-        let core = Core {
-            worker,
-            job,
-            values,
-            sink,
-            frontends,
-            plans: Mutex::default(),
-            returned: watch::Sender::new(None),
-        };
-        Self { core: Arc::new(core), options: Arc::new(options), inputs: Arc::new(inputs) }
+        let core =
+            Core { worker, job, values, sink, frontends, plans: Mutex::default(), kept: Mutex::default() };
+        let (options, inputs) = (Arc::new(options), Arc::new(inputs));
+        Self { core: Arc::new(core), run: Run::new(), options, inputs }
     }
 
-    /// Ends the build of a client that is its own frontend.
+    /// The same build for another frontend.
+    fn nested(&self, run: Arc<Run>, opts: Opts, inputs: BTreeMap<String, pb::Definition>) -> Self {
+        let options = Options { opts, ..(*self.options).clone() };
+        Self { core: self.core.clone(), run, options: Arc::new(options), inputs: Arc::new(inputs) }
+    }
+
+    /// Takes what the frontend says in the end.
     ///
     /// # Errors
-    /// When it was ended before.
+    /// When it said something before, or its results are not known.
     pub fn finish(&self, outcome: Returned) -> Result<(), Failure> {
+        if let Ok(result) = &outcome
+            && let Some(id) = result.each_ref().find(|id| self.known(id.as_str()).is_none())
+        {
+            return Err(Error::ReturnRef(id.to_string()).into());
+        }
         let mut twice = false;
-        self.core.returned.send_modify(|slot| {
+        self.run.returned.send_modify(|slot| {
             twice = slot.is_some();
             if !twice {
                 *slot = Some(outcome);
@@ -82,17 +118,57 @@ impl Bridge {
 
     /// Waits for [`Self::finish`].
     pub(crate) async fn finished(&self) -> Returned {
-        let mut returned = self.core.returned.subscribe();
+        let mut returned = self.run.returned.subscribe();
         match returned.wait_for(Option::is_some).await {
             Ok(outcome) => outcome.clone().unwrap_or_else(|| Err(Error::EmptyReturn.into())),
             Err(_) => Err(Failure::canceled("context canceled")),
         }
     }
 
+    /// What [`Self::finish`] was given, if it was.
+    pub(crate) fn returned(&self) -> Option<Returned> {
+        self.run.returned.borrow().clone()
+    }
+
     /// Ends the job in the solver: what only it wanted is given up.
     pub(crate) async fn leave(&self, cause: Failure) {
+        self.run.containers.release().await;
         self.core.plans.lock().clear();
+        self.core.kept.lock().clear();
         self.core.job.leave(cause).await;
+    }
+
+    /// Cancelled when the build ends.
+    pub(crate) fn scope(&self) -> &Scope {
+        self.core.job.scope()
+    }
+
+    pub(crate) fn worker(&self) -> &Arc<Worker> {
+        &self.core.worker
+    }
+
+    pub(crate) fn containers(&self) -> &Containers {
+        &self.run.containers
+    }
+
+    /// The build, as operations see it.
+    pub(crate) fn job_values(&self) -> JobValues {
+        JobValues { id: base::id::fresh().into(), values: self.core.values.clone() }
+    }
+
+    /// The result called `id`, if there is one.
+    pub(crate) fn known(&self, id: &str) -> Option<RefId> {
+        self.core.plans.lock().get_key_value(&RefId::new(id)).map(|(id, _)| id.clone())
+    }
+
+    /// The tree of an operation that failed.
+    pub(crate) fn kept(&self, id: &str) -> Option<Ref> {
+        self.core.kept.lock().get(id).cloned()
+    }
+
+    /// What the result called `id` is made from.
+    pub(crate) fn definition(&self, id: &RefId) -> Option<Arc<pb::Definition>> {
+        self.core.plans.lock().get(id).map(|plan| plan.definition.clone())
     }
 
     /// The result `id` stands for, made if it is not yet.
@@ -102,15 +178,14 @@ impl Bridge {
     pub async fn result(&self, id: &RefId) -> Result<Arc<Solved<Output>>, Failure> {
         let plan = self.core.plans.lock().get(id).cloned();
         let plan = plan.ok_or_else(|| Error::UnknownRef(id.to_string()))?;
-        plan.build(&self.core.job).await
+        plan.build(&self.core.job).await.inspect_err(|failure| {
+            let Some(kept) = failure.kept::<Kept>() else { return };
+            let trees = kept.trees().map(|tree| (tree.id().to_owned(), tree.clone()));
+            self.core.kept.lock().extend(trees);
+        })
     }
 
-    /// The definition behind `id`; none of scratch and what is not known.
-    pub fn definition(&self, id: &RefId) -> Option<pb::Definition> {
-        self.core.plans.lock().get(id).map(|plan| plan.definition().clone())
-    }
-
-    fn plan(&self, definition: &pb::Definition) -> Result<Option<RefId>, Failure> {
+    pub(crate) fn plan(&self, definition: &pb::Definition) -> Result<Option<RefId>, Failure> {
         let Some(plan) = Plan::new(&self.core.worker, &self.core.values, definition)? else {
             return Ok(None);
         };
@@ -122,26 +197,36 @@ impl Bridge {
     async fn frontend(
         &self,
         name: &str,
-        opts: BTreeMap<String, String>,
+        opts: Opts,
         inputs: BTreeMap<String, pb::Definition>,
     ) -> Result<FrontendResult, Failure> {
-        let built_in = match name {
-            "gateway.v0" => {
-                let source = opts.get("source").map_or("", String::as_str);
-                if !speaks_dockerfile(source) {
-                    let (name, source_image) = (name.to_owned(), source.to_owned());
-                    return Err(Error::ExternalFrontend { name, source_image }.into());
-                }
-                "dockerfile.v0"
-            }
-            name => name,
+        let source = opts.get("source").cloned().unwrap_or_default();
+        let describe = |e: Failure| {
+            let detail = Detail::Frontend { name: name.to_owned(), source: source.clone() };
+            e.with(detail)
         };
-        if built_in != "dockerfile.v0" || !self.core.frontends.iter().any(|f| f == name) {
+        if !self.core.frontends.enabled.iter().any(|f| f == name) {
             return Err(Error::UnknownFrontend(name.to_owned()).into());
         }
-        let options = Options { opts, ..(*self.options).clone() };
-        let bridge = Self { core: self.core.clone(), options: Arc::new(options), inputs: Arc::new(inputs) };
-        self.core.job.scope().run(frontend::build(Arc::new(bridge))).await
+        let built_in = match name {
+            "dockerfile.v0" => true,
+            "gateway.v0" => {
+                if source != BUILT_IN {
+                    check_allowed(&source, &self.core.frontends.repositories).map_err(describe)?;
+                }
+                speaks_dockerfile(&source) && !replaced(&source, &opts)
+            }
+            name => return Err(Error::UnknownFrontend(name.to_owned()).into()),
+        };
+        let run = if built_in { self.run.clone() } else { Run::new() };
+        let bridge = self.nested(run, opts, inputs);
+        let made = if built_in {
+            self.scope().run(frontend::build(Arc::new(bridge))).await
+        } else {
+            // Cancelled in its own time: the container is taken down first.
+            crate::external::run(bridge).await
+        };
+        made.map_err(describe)
     }
 
     /// Shows `work` to people as a step of its own.
@@ -162,21 +247,43 @@ impl Bridge {
         read: impl FnOnce(&Path, &str) -> Result<T, Failure> + Send + 'static,
     ) -> Result<T, Failure> {
         let solved = self.result(id).await?;
-        let tree = solved.result.as_ref().ok_or_else(|| Error::Empty { path: path.to_owned() })?;
+        let path = path.to_owned();
+        let Some(tree) = solved.result.as_ref() else {
+            let scratch = self.core.worker.scratch.clone();
+            return base::task::blocking(move || {
+                crate::files::with_nothing(&scratch, |root| read(root, &path))
+            })
+            .await;
+        };
         let mounted = self.core.job.scope().run(tree.mount()).await?;
-        let (root, path) = (mounted.path().to_owned(), path.to_owned());
+        let root = mounted.path().to_owned();
         let outcome = base::task::blocking(move || read(&root, &path)).await;
         mounted.unmount().await?;
         outcome
     }
 }
 
+/// The name of the built-in frontend where the name of an image is expected.
+const BUILT_IN: &str = "dockerfile.v0";
+
+/// Whether the client put something of its own in the place of this image.
+fn replaced(source: &str, opts: &Opts) -> bool {
+    let Ok(reference) = source.parse::<Reference>() else { return false };
+    let familiar = reference.familiar();
+    let name = familiar.strip_suffix(":latest").unwrap_or(&familiar);
+    opts.keys().filter_map(|k| k.strip_prefix("context:")).any(|k| k.split("::").next() == Some(name))
+}
+
 /// Whether the built-in frontend speaks what this image would: the stable
-/// releases of the Dockerfile frontend, up to the one it is equal to.
+/// releases of the Dockerfile frontend, up to the one it is equal to. One that
+/// is pinned by its digest is taken as it is.
 fn speaks_dockerfile(source: &str) -> bool {
     let source = source.strip_prefix("docker.io/").unwrap_or(source);
-    let Some(rest) = source.strip_prefix("docker/dockerfile") else { return source == "dockerfile.v0" };
-    let version = match rest.split_once('@').map_or(rest, |(tag, _)| tag).strip_prefix(':') {
+    let Some(rest) = source.strip_prefix("docker/dockerfile") else { return source == BUILT_IN };
+    if rest.contains('@') {
+        return false;
+    }
+    let version = match rest.strip_prefix(':') {
         None => return rest.is_empty(),
         Some(version) => version,
     };
@@ -334,9 +441,13 @@ mod tests {
         ] {
             assert!(speaks_dockerfile(yes), "{yes}");
         }
-        for no in
-            ["docker/dockerfile:1.99", "docker/dockerfile-upstream:1", "docker/dockerfile:1-labs", "x/y"]
-        {
+        for no in [
+            "docker/dockerfile:1.99",
+            "docker/dockerfile-upstream:1",
+            "docker/dockerfile:1-labs",
+            "docker/dockerfile:1@sha256:00",
+            "x/y",
+        ] {
             assert!(!speaks_dockerfile(no), "{no}");
         }
     }

@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 use solver::{Job, KeyIndex, ResultStore as _, Solver};
 use tokio::sync::watch;
 
-use crate::bridge::Bridge;
+use crate::bridge::{Bridge, Frontends};
 use crate::{Error, ExporterSpec, Follower, History, Record, Recorder, Request};
 
 /// What is said about this daemon's one worker.
@@ -40,8 +40,8 @@ pub struct Deps {
     pub exporters: export::Deps,
     /// What builds may be allowed to do beyond the sandbox.
     pub allowed: BTreeSet<Entitlement>,
-    /// The names of enabled frontends.
-    pub frontends: Vec<String>,
+    /// Which frontends there are.
+    pub frontends: Frontends,
     /// What is said about the worker.
     pub info: WorkerInfo,
     /// Builds that ended.

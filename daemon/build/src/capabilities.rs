@@ -26,8 +26,7 @@ const MISSING: &[&str] = &[
 ];
 
 /// The same, by how they begin.
-const MISSING_FAMILIES: &[&str] =
-    &["source.git", "source.http", "soruce.http", "gateway.exec", "importcaches"];
+const MISSING_FAMILIES: &[&str] = &["source.git", "source.http", "soruce.http", "importcaches"];
 
 fn set(known: &'static [caps::Cap]) -> CapSet {
     let all = caps::announce(known).into_iter();

@@ -12,10 +12,31 @@ pub enum Error {
     NoRef,
     #[error("frontend {0} not found")]
     UnknownFrontend(String),
+    #[error("no source specified for gateway")]
+    NoSource,
+    #[error("development gateway is no longer supported")]
+    Development,
+    #[error("'{0}' is not an allowed gateway source")]
+    SourceNotAllowed(String),
+    #[error("gateway source didn't return default result")]
+    EmptySource,
+    #[error("unsupported frontend capability {0}")]
+    FrontendCap(String),
+    #[error("frontend grpc server closed unexpectedly")]
+    FrontendGone,
+    #[error("no result for incomplete build")]
+    Incomplete,
     #[error(
-        "frontend {name} with source {source_image:?} is not supported: this daemon does not run frontends in containers yet"
+        "failed to find ref {id} for {} mount: return reference {id} not found",
+        base::gotext::quote(dest)
     )]
-    ExternalFrontend { name: String, source_image: String },
+    MountRef { id: String, dest: String },
+    #[error("return reference {0} not found")]
+    ReturnRef(String),
+    #[error("Container {0} already exists")]
+    ContainerExists(String),
+    #[error("container details for {0} not found")]
+    NoContainer(String),
     #[error("no such ref: {0}")]
     UnknownRef(String),
     #[error("{what} are not supported by this daemon yet")]
@@ -28,8 +49,6 @@ pub enum Error {
     ReturnedTwice,
     #[error("granting entitlement {0} is not allowed by build daemon configuration")]
     Entitlement(ops::Entitlement),
-    #[error("{path}: no such file or directory")]
-    Empty { path: String },
     #[error("the daemon is shutting down; try again in a moment")]
     ShuttingDown,
 }
@@ -37,12 +56,18 @@ pub enum Error {
 impl Classify for Error {
     fn kind(&self) -> Kind {
         match self {
-            Self::UnknownJob(_) | Self::UnknownFrontend(_) | Self::UnknownRef(_) | Self::Empty { .. } => {
-                Kind::NotFound
-            }
-            Self::ExternalFrontend { .. } | Self::Unsupported { .. } | Self::UnknownCache { .. } => {
+            Self::UnknownJob(_)
+            | Self::UnknownFrontend(_)
+            | Self::UnknownRef(_)
+            | Self::MountRef { .. }
+            | Self::ReturnRef(_)
+            | Self::NoContainer(_) => Kind::NotFound,
+            Self::FrontendCap(_) | Self::Unsupported { .. } | Self::UnknownCache { .. } => {
                 Kind::Unimplemented
             }
+            Self::ContainerExists(_) => Kind::AlreadyExists,
+            Self::SourceNotAllowed(_) => Kind::PermissionDenied,
+            Self::FrontendGone | Self::Incomplete => Kind::Unknown,
             Self::ReturnedTwice => Kind::FailedPrecondition,
             Self::Entitlement(_) => Kind::PermissionDenied,
             Self::ShuttingDown => Kind::Unavailable,

@@ -3,22 +3,28 @@
 //! A [`Builder`] runs builds: it takes a [`Request`], gives the build a job in
 //! the solver and a [`Bridge`] through which its frontend asks for things, sends
 //! the results to the exporters, and keeps progress and history for whoever
-//! asks. A build belongs to a scope: who started it can go, and the build is
+//! asks. Frontends reach their bridge through a [`Service`]: clients over the
+//! daemon's socket, frontends in containers over a connection of their own.
+//! A build belongs to a scope: who started it can go, and the build is
 //! cancelled with the reason.
 
 mod bridge;
 mod builder;
 mod capabilities;
+mod containers;
 mod error;
+mod external;
 mod files;
 mod history;
 mod plan;
 mod progress;
 mod request;
+mod service;
 
-pub use bridge::{Bridge, Returned};
+pub use bridge::{Bridge, Frontends, Returned};
 pub use builder::{Builder, Deps, WorkerInfo};
 pub use error::Error;
 pub use history::{History, HistoryEvent, HistoryKind, HistoryLimits, Record};
 pub use progress::{Counts, Follower, Recorder};
 pub use request::{CacheEntry, ExporterSpec, Request};
+pub use service::{Service, platform_to_wire, timestamp};

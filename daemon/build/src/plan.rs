@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use base::{Detail, Failure};
+use base::{Detail, Digest, Failure};
 use ops::{BuildValues, Output, Worker};
 use proto::pb;
 use solver::{Edge, Graph, Job, Solved};
@@ -10,12 +10,13 @@ use tokio::sync::OnceCell;
 
 /// A definition, planned. Built when somebody needs it, once.
 pub(crate) struct Plan {
+    /// As it came.
+    pub(crate) definition: Arc<pb::Definition>,
     llb: llb::Graph,
     graph: Graph<Output>,
     edge: Edge,
     worker: Arc<Worker>,
-    definition: pb::Definition,
-    solved: OnceCell<Arc<Solved<Output>>>,
+    solved: OnceCell<Result<Arc<Solved<Output>>, Failure>>,
 }
 
 impl Plan {
@@ -34,32 +35,61 @@ impl Plan {
         let vertex = llb.vertex(result).ok_or_else(|| Failure::invalid("invalid LLB: no result"))?;
         let edge = Edge::new(vertex.digest.clone(), result.output);
         Ok(Some(Self {
+            definition: Arc::new(definition.clone()),
             llb,
             graph,
             edge,
             worker: worker.clone(),
-            definition: definition.clone(),
             solved: OnceCell::new(),
         }))
     }
 
-    /// As it was received, for those who build on it.
-    pub(crate) fn definition(&self) -> &pb::Definition {
-        &self.definition
+    /// Builds it, unless that was done, well or not. An error tells which
+    /// operation failed, and where in the source it stands.
+    pub(crate) async fn build(&self, job: &Job<Output>) -> Result<Arc<Solved<Output>>, Failure> {
+        let solve = async || {
+            self.worker.prepare(&self.llb).await?;
+            match job.build(self.graph.clone(), self.edge.clone()).await {
+                Ok(solved) => Ok(Ok(Arc::new(solved))),
+                // Who asks again may have more patience.
+                Err(e) if e.is_canceled() => Err(e),
+                Err(e) => Ok(Err(self.describe(e))),
+            }
+        };
+        self.solved.get_or_try_init(solve).await.map_err(|e| locate(&self.llb, e))?.clone()
     }
 
-    /// Builds it, unless that was done. An error tells where in the source the
-    /// vertex stands that failed.
-    pub(crate) async fn build(&self, job: &Job<Output>) -> Result<Arc<Solved<Output>>, Failure> {
-        let solved = self
-            .solved
-            .get_or_try_init(|| async {
-                self.worker.prepare(&self.llb).await?;
-                job.build(self.graph.clone(), self.edge.clone()).await.map(Arc::new)
-            })
-            .await;
-        solved.cloned().map_err(|e| locate(&self.llb, e))
+    fn describe(&self, failure: Failure) -> Failure {
+        let failure = locate(&self.llb, failure);
+        let vertices = self.llb.vertices();
+        let Some(vertex) = failed(&failure).and_then(|d| vertices.iter().find(|v| v.digest == *d)) else {
+            return failure;
+        };
+        let (bytes, meta) = (vertex.bytes.to_vec(), &vertex.meta);
+        let bare = Detail::Solve {
+            inputs: Vec::new(),
+            mounts: Vec::new(),
+            op: Vec::new(),
+            subject: None,
+            description: Vec::new(),
+        };
+        failure.with(bare).amended(|detail| {
+            if let Detail::Solve { op, description, .. } = detail
+                && op.is_empty()
+            {
+                op.clone_from(&bytes);
+                *description = meta.description.clone().into_iter().collect();
+            }
+        })
     }
+}
+
+/// The vertex that failed.
+fn failed(failure: &Failure) -> Option<&Digest> {
+    failure.details().iter().find_map(|d| match d {
+        Detail::Vertex(digest) => Some(digest),
+        _ => None,
+    })
 }
 
 /// Says where in the author's files the vertex stands that failed: all places,
@@ -68,10 +98,6 @@ fn locate(llb: &llb::Graph, failure: Failure) -> Failure {
     if failure.details().iter().any(|d| matches!(d, Detail::Source(_))) {
         return failure;
     }
-    let vertex = failure.details().iter().find_map(|d| match d {
-        Detail::Vertex(digest) => Some(digest.clone()),
-        _ => None,
-    });
-    let excerpts = vertex.map(|digest| llb.excerpts(&digest)).unwrap_or_default();
+    let excerpts = failed(&failure).map(|digest| llb.excerpts(digest)).unwrap_or_default();
     excerpts.into_iter().rev().fold(failure, |failure, excerpt| failure.also(Detail::Source(excerpt)))
 }

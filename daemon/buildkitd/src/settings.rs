@@ -39,7 +39,7 @@ pub(crate) struct Settings {
     pub(crate) policies: Policies,
     pub(crate) registries: registry::Config,
     pub(crate) history: build::HistoryLimits,
-    pub(crate) frontends: Vec<String>,
+    pub(crate) frontends: build::Frontends,
     pub(crate) log_limits: ops::LogLimits,
 }
 
@@ -302,13 +302,20 @@ fn registries(
     Ok(config)
 }
 
-fn frontends(configured: &BTreeMap<String, config::Frontend>) -> Result<Vec<String>> {
+fn frontends(configured: &BTreeMap<String, config::Frontend>) -> Result<build::Frontends> {
     let known = ["dockerfile.v0", "gateway.v0"];
     if let Some(name) = configured.keys().find(|name| !known.contains(&name.as_str())) {
         bail!("[frontend.{name:?}]: no such frontend; there are {}", known.join(" and "));
     }
     let enabled = |name: &&str| configured.get(*name).and_then(|f| f.enabled) != Some(false);
-    Ok(known.into_iter().filter(enabled).map(str::to_owned).collect())
+    let repositories =
+        configured.get("gateway.v0").map(|f| f.allowed_repositories.clone()).unwrap_or_default();
+    for name in &repositories {
+        name.parse::<base::reference::Reference>()
+            .with_context(|| format!("[frontend.\"gateway.v0\"] allowedRepositories: {name:?}"))?;
+    }
+    let enabled = known.into_iter().filter(enabled).map(str::to_owned).collect();
+    Ok(build::Frontends { enabled, repositories })
 }
 
 /// How much a step may print, from the environment as the reference has it.

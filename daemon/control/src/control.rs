@@ -42,7 +42,7 @@ impl Control {
         wire::types::WorkerRecord {
             id: builder.info().id.clone(),
             labels: builder.info().labels.clone(),
-            platforms: builder.worker().platforms.iter().map(convert::platform).collect(),
+            platforms: builder.worker().platforms.iter().map(build::platform_to_wire).collect(),
             gc_policy: self.deps.policies.borrow().iter().map(convert::policy).collect(),
             buildkit_version: Some(convert::version()),
             cdi_devices: Vec::new(),

@@ -11,7 +11,7 @@ use proto::control as wire;
 use tokio::sync::broadcast::error::RecvError;
 use tonic::Status;
 
-use crate::progress::timestamp;
+use build::timestamp;
 
 /// A record as clients see it.
 fn record(r: &Record) -> wire::BuildHistoryRecord {

@@ -1,8 +1,8 @@
 //! Progress events as the `Status` stream carries them.
 
-use base::Timestamp;
 use base::failure::{Range, SourceExcerpt};
 use base::progress::{Event, Vertex};
+use build::timestamp;
 use proto::control::{self as wire, StatusResponse};
 use proto::pb;
 
@@ -71,11 +71,6 @@ fn vertex(v: Vertex) -> wire::Vertex {
     }
 }
 
-/// A point in time on the wire.
-pub fn timestamp(t: Timestamp) -> prost_types::Timestamp {
-    prost_types::Timestamp { seconds: t.secs(), nanos: t.subsec_nanos().cast_signed() }
-}
-
 fn source_info(s: SourceExcerpt) -> pb::SourceInfo {
     pb::SourceInfo { filename: s.filename, data: s.data, definition: None, language: s.language }
 }
@@ -96,7 +91,7 @@ mod tests {
         let log = |n| {
             Event::Log(Log {
                 vertex: Digest::of("v"),
-                timestamp: Timestamp::EPOCH,
+                timestamp: base::Timestamp::EPOCH,
                 stream: Stream::Stdout,
                 data: vec![b'x'; n],
             })

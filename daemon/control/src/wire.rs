@@ -2,13 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use base::{Failure, Platform};
-use build::{CacheEntry, ExporterSpec, Request};
+use base::Failure;
+use build::{CacheEntry, ExporterSpec, Request, timestamp};
 use proto::control as wire;
-use proto::pb;
 use refs::{PrunePolicy, Usage};
-
-use crate::progress::timestamp;
 
 /// A `SolveRequest`.
 pub(crate) fn request(r: wire::SolveRequest) -> Result<Request, Failure> {
@@ -86,17 +83,6 @@ pub(crate) fn usage(u: Usage) -> wire::UsageRecord {
         shared: u.shared,
         parents: u.parents,
         ..wire::UsageRecord::default()
-    }
-}
-
-/// A platform.
-pub(crate) fn platform(p: &Platform) -> pb::Platform {
-    pb::Platform {
-        architecture: p.architecture.clone(),
-        os: p.os.clone(),
-        variant: p.variant.clone(),
-        os_version: p.os_version.clone(),
-        os_features: p.os_features.clone(),
     }
 }
 

@@ -33,5 +33,7 @@ pub use io::{Input, Io, LogFn, Output, WindowSize};
 pub use network::{Attachment, HostNetwork, Namespace, Network};
 pub use process::{
     Device, Exit, HostAddress, Mount, NetworkMode, Process, Reason, Resources, Security, Source, Ulimit,
+    unsuccessful,
 };
+pub use spec::DEFAULT_PATH;
 pub use user::{User, lookup as lookup_user};

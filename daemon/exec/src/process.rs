@@ -208,10 +208,13 @@ impl Exit {
     /// # Errors
     /// When the exit was no success.
     pub fn check_process(&self, args: &[String]) -> Result<(), Failure> {
-        self.check().map_err(|e| {
-            e.context(format!("process {} did not complete successfully", gotext::quote(&args.join(" "))))
-        })
+        self.check().map_err(|e| e.context(unsuccessful(args)))
     }
+}
+
+/// What is said of a process that did not end well, or did not even start.
+pub fn unsuccessful(args: &[String]) -> String {
+    format!("process {} did not complete successfully", gotext::quote(&args.join(" ")))
 }
 
 #[cfg(test)]

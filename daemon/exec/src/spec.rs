@@ -15,7 +15,8 @@ use crate::user::User;
 use crate::{Attachment, Error, filter, seccomp};
 
 const VERSION: &str = "1.0.2";
-const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// The variable that processes get which have none of its name.
+pub const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 const HOSTNAME: &str = "buildkitsandbox";
 
 /// Capabilities in a sandbox.
@@ -182,7 +183,7 @@ fn environment(env: &[String]) -> Vec<&str> {
         }
     }
     if !at.contains_key("PATH") {
-        out.push(PATH);
+        out.push(DEFAULT_PATH);
     }
     out
 }
@@ -523,6 +524,6 @@ mod tests {
     #[test]
     fn the_environment_has_each_name_once() {
         let env: Vec<String> = ["A=1", "B", "A=2", "C="].map(str::to_owned).into();
-        assert_eq!(environment(&env), ["A=2", "C=", PATH]);
+        assert_eq!(environment(&env), ["A=2", "C=", DEFAULT_PATH]);
     }
 }

@@ -24,6 +24,8 @@ pub enum Error {
     Secret { id: String },
     #[error("{0} is not allowed")]
     Entitlement(crate::Entitlement),
+    #[error("mountable {0} not found")]
+    Place(usize),
     #[error("missing input {0}")]
     Input(i64),
     #[error("failed to load cache key: invalid path for dir copy: {path:?}: {reason}")]
@@ -38,7 +40,7 @@ impl Classify for Error {
     fn kind(&self) -> Kind {
         match self {
             Self::NoSession => Kind::FailedPrecondition,
-            Self::Secret { .. } => Kind::NotFound,
+            Self::Secret { .. } | Self::Place(_) => Kind::NotFound,
             Self::Checksum { .. } => Kind::FailedPrecondition,
             Self::Entitlement(_) => Kind::PermissionDenied,
             Self::Unsupported { .. } => Kind::Unimplemented,

@@ -4,8 +4,10 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use base::progress::Stream;
-use base::{Digest, Failure};
-use exec::{HostAddress, Io, NetworkMode, Output as IoOutput, Process, Resources, Security, Ulimit};
+use base::{Digest, Failure, gotext};
+use exec::{
+    HostAddress, Io, NetworkMode, Output as IoOutput, Process, Resources, Security, Ulimit, unsuccessful,
+};
 use proto::pb;
 use solver::{CacheMap, Operation};
 
@@ -64,14 +66,7 @@ impl ExecOp {
                 }
             }
         }
-        for secret in &self.op.secretenv {
-            if let Some(data) = fetch_secret(&self.worker, cx, &secret.id, secret.optional).await? {
-                let value = String::from_utf8(data).map_err(|_| {
-                    Failure::invalid(format!("secret {} is not text and cannot be a variable", secret.id))
-                })?;
-                env.push(format!("{}={value}", secret.name));
-            }
-        }
+        env.extend(secret_env(&self.worker, cx, &self.op.secretenv).await?);
         Ok(env)
     }
 
@@ -89,14 +84,8 @@ impl ExecOp {
     }
 
     fn process(&self, meta: pb::Meta, env: Vec<String>, mounts: &Prepared) -> Result<Process, Failure> {
-        let extra_hosts = meta.extra_hosts.iter().map(|h| {
-            let ip = h.ip.parse().map_err(|_| {
-                Failure::invalid(format!("extra host {}: {:?} is not an IP address", h.host, h.ip))
-            })?;
-            Ok(HostAddress { host: h.host.clone(), ip })
-        });
         Ok(Process {
-            extra_hosts: extra_hosts.collect::<Result<_, Failure>>()?,
+            extra_hosts: extra_hosts(&meta.extra_hosts)?,
             args: meta.args,
             env,
             cwd: meta.cwd,
@@ -104,15 +93,8 @@ impl ExecOp {
             rootfs: mounts.rootfs.clone(),
             readonly_rootfs: mounts.readonly_rootfs,
             mounts: mounts.mounts.clone(),
-            network: match self.op.network() {
-                pb::NetMode::Unset => NetworkMode::Sandbox,
-                pb::NetMode::Host => NetworkMode::Host,
-                pb::NetMode::None => NetworkMode::None,
-            },
-            security: match self.op.security() {
-                pb::SecurityMode::Sandbox => Security::Sandbox,
-                pb::SecurityMode::Insecure => Security::Insecure,
-            },
+            network: network(self.op.network)?,
+            security: security(self.op.security)?,
             hostname: meta.hostname,
             ulimits: meta
                 .ulimit
@@ -126,6 +108,68 @@ impl ExecOp {
             ..Process::default()
         })
     }
+}
+
+/// The network mode with this number.
+///
+/// # Errors
+/// When there is none.
+pub(crate) fn network(mode: i32) -> Result<NetworkMode, Failure> {
+    match pb::NetMode::try_from(mode) {
+        Ok(pb::NetMode::Unset) => Ok(NetworkMode::Sandbox),
+        Ok(pb::NetMode::Host) => Ok(NetworkMode::Host),
+        Ok(pb::NetMode::None) => Ok(NetworkMode::None),
+        Err(_) => Err(Failure::invalid(format!("invalid network mode {mode}"))),
+    }
+}
+
+/// The security mode with this number.
+///
+/// # Errors
+/// When there is none.
+pub(crate) fn security(mode: i32) -> Result<Security, Failure> {
+    match pb::SecurityMode::try_from(mode) {
+        Ok(pb::SecurityMode::Sandbox) => Ok(Security::Sandbox),
+        Ok(pb::SecurityMode::Insecure) => Ok(Security::Insecure),
+        Err(_) => Err(Failure::invalid(format!("invalid security mode {mode}"))),
+    }
+}
+
+/// Lines of `/etc/hosts`.
+///
+/// # Errors
+/// What is no address.
+pub(crate) fn extra_hosts(hosts: &[pb::HostIp]) -> Result<Vec<HostAddress>, Failure> {
+    let one = |h: &pb::HostIp| {
+        let bad = |_| Failure::invalid(format!("failed to parse IP {}", h.ip)).context(h.host.clone());
+        Ok(HostAddress { host: h.host.clone(), ip: h.ip.parse().map_err(bad)? })
+    };
+    hosts.iter().map(one).collect()
+}
+
+/// Variables whose values are secrets of the client.
+///
+/// # Errors
+/// When one is not there, though it must, or is not text.
+pub(crate) async fn secret_env(
+    worker: &Worker,
+    cx: &Cx,
+    wanted: &[pb::SecretEnv],
+) -> Result<Vec<String>, Failure> {
+    let mut env = Vec::with_capacity(wanted.len());
+    for secret in wanted {
+        if secret.id.is_empty() {
+            let name = gotext::quote(&secret.name);
+            return Err(Failure::invalid(format!("secret ID missing for {name} environment variable")));
+        }
+        if let Some(data) = fetch_secret(worker, cx, &secret.id, secret.optional).await? {
+            let value = String::from_utf8(data).map_err(|_| {
+                Failure::invalid(format!("secret {} is not text and cannot be a variable", secret.id))
+            })?;
+            env.push(format!("{}={value}", secret.name));
+        }
+    }
+    Ok(env)
 }
 
 /// What a build must be entitled to for this operation.
@@ -175,7 +219,14 @@ impl Operation<Output> for ExecOp {
         };
         let ended = self.worker.executor.run(process, io, &cx.scope).await;
         drop(permit);
-        ended?.check_process(&args)?;
-        mounts.finish(output_count(&self.op)).await
+        let ended = match ended {
+            Ok(exit) => exit.check_process(&args),
+            Err(e) if e.is_canceled() => return Err(e),
+            Err(e) => Err(e.context(unsuccessful(&args))),
+        };
+        match ended {
+            Ok(()) => mounts.finish(output_count(&self.op)).await,
+            Err(e) => Err(mounts.keep(&self.op, &inputs, e).await),
+        }
     }
 }

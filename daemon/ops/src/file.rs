@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use base::failure::Subject;
-use base::{Detail, Digest, Failure, Timestamp};
+use base::{Digest, Failure, Timestamp};
 use proto::pb;
 use proto::pb::file_action::Action;
 use refs::{MountGuard, Mutable, NewRef};
@@ -17,7 +17,7 @@ use sys::path::{Owner, Root};
 use tree::fileop::{self, Who};
 
 use crate::keyed::Keyed;
-use crate::{Cx, Error, Output, Worker};
+use crate::{Cx, Error, Kept, Output, Worker};
 
 /// A file operation.
 pub(crate) struct FileOp {
@@ -49,6 +49,8 @@ struct Run<'a> {
     trees: Vec<Tree>,
     /// How often each tree is still needed, as something to read or to build on.
     uses: Vec<usize>,
+    /// What the action that failed worked on.
+    broken: Option<Mutable>,
 }
 
 impl Run<'_> {
@@ -123,7 +125,34 @@ impl Run<'_> {
         for mounted in [Some(mounted), from].into_iter().flatten().chain(accounts.guards()) {
             mounted.unmount().await?;
         }
-        done.map(|()| target)
+        if let Err(e) = done {
+            self.broken = Some(target);
+            return Err(e);
+        }
+        Ok(target)
+    }
+
+    /// `failure` of an action, with the trees around it as they are then.
+    async fn keep(
+        mut self,
+        index: usize,
+        action: &pb::FileAction,
+        inputs: Vec<Output>,
+        failure: Failure,
+    ) -> Failure {
+        if failure.is_canceled() {
+            return failure;
+        }
+        let count = inputs.len();
+        let mut mounts: Vec<Output> = vec![None; self.op.op.actions.len()];
+        if let (Some(broken), Some(slot)) = (self.broken.take(), mounts.get_mut(index)) {
+            *slot = broken.commit().await.ok();
+        }
+        let second = usize::try_from(action.secondary_input).ok().and_then(|at| at.checked_sub(count));
+        if let Some(slot) = second.and_then(|at| mounts.get_mut(at)) {
+            *slot = self.read(action.secondary_input).await.ok().flatten();
+        }
+        Kept { inputs, mounts }.on(failure, Some(Subject::File(index as i64)))
     }
 
     /// Whose the files are to be, and the trees in which names are looked up.
@@ -315,8 +344,7 @@ impl Operation<Output> for FileOp {
     }
 
     async fn content_key(&self, input: usize, result: &Output, cx: &Cx) -> Result<Option<Digest>, Failure> {
-        let key = self.keyed.content_key(&self.worker, input, result, cx).await;
-        key.map_err(|e| e.with(subject(Subject::Content(input as i64))))
+        self.keyed.content_key(&self.worker, input, result, cx).await
     }
 
     async fn run(&self, inputs: Vec<Output>, cx: &Cx) -> Result<Vec<Output>, Failure> {
@@ -340,14 +368,16 @@ impl Operation<Output> for FileOp {
                 outputs[output] = Some(count + index);
             }
         }
-        let mut run = Run { op: self, cx, trees: inputs.into_iter().map(Tree::Done).collect(), uses };
+        let trees = inputs.iter().cloned().map(Tree::Done).collect();
+        let mut run = Run { op: self, cx, trees, uses, broken: None };
         for (index, action) in self.op.actions.iter().enumerate() {
             cx.scope.check()?;
             let unknown = || Error::Action { index, reason: "unknown kind".to_owned() };
             let kind = action.action.as_ref().ok_or_else(unknown)?;
-            let made = run.act(action, kind).await;
-            let made = made.map_err(|e| e.with(subject(Subject::File(index as i64))))?;
-            run.trees.push(Tree::Open(made));
+            match run.act(action, kind).await {
+                Ok(made) => run.trees.push(Tree::Open(made)),
+                Err(e) => return Err(run.keep(index, action, inputs, e).await),
+            }
             run.used(action.input);
             run.used(action.secondary_input);
             named(kind).for_each(|at| run.used(at));
@@ -358,15 +388,5 @@ impl Operation<Output> for FileOp {
             results.push(run.read(at as i64).await?);
         }
         Ok(results)
-    }
-}
-
-fn subject(subject: Subject) -> Detail {
-    Detail::Solve {
-        inputs: Vec::new(),
-        mounts: Vec::new(),
-        op: Vec::new(),
-        subject: Some(subject),
-        description: Vec::new(),
     }
 }

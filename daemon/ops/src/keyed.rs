@@ -1,12 +1,13 @@
 //! How operations with inputs are keyed: alike.
 
+use base::failure::Subject;
 use base::{Digest, Failure};
 use llb::cachekey;
 
 use solver::{CacheMap, Dep};
 
 use crate::content::Selector;
-use crate::{Cx, Output, Worker};
+use crate::{Cx, Kept, Output, Worker};
 
 /// The key of an operation, worked out once.
 pub(crate) struct Keyed {
@@ -58,7 +59,11 @@ impl Keyed {
             cx.scope.run(result.ensure()).await?;
         }
         match content {
-            Some(selectors) => Ok(Some(cx.scope.run(worker.contents.digest(result, selectors)).await?)),
+            Some(selectors) => {
+                let digest = cx.scope.run(worker.contents.digest(result, selectors)).await;
+                let kept = || Kept { inputs: vec![Some(result.clone())], mounts: Vec::new() };
+                Ok(Some(digest.map_err(|e| kept().on(e, Some(Subject::Content(input as i64))))?))
+            }
             None => Ok(None),
         }
     }

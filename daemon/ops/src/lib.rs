@@ -6,11 +6,13 @@
 //! [`Output`].
 
 mod cachemount;
+mod container;
 mod content;
 mod error;
 mod exec;
 mod file;
 mod graph;
+mod kept;
 mod keyed;
 mod logs;
 mod mounts;
@@ -20,9 +22,11 @@ pub mod source;
 mod worker;
 
 pub use cachemount::CacheMounts;
+pub use container::{Container, Sandbox, Start};
 pub use content::Contents;
 pub use error::Error;
 pub use graph::graph;
+pub use kept::Kept;
 pub use logs::LogLimits;
 pub use results::Results;
 pub use worker::{BuildValues, Entitlement, Worker};

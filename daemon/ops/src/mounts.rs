@@ -12,7 +12,7 @@ use refs::{MountGuard, Mutable, NewRef, Ref};
 use sys::mount::{Mounted, Tmpfs};
 
 use crate::cachemount::{self, Sharing};
-use crate::{Cx, Error, Output, Worker};
+use crate::{Cx, Error, Kept, Output, Worker};
 
 const ROOT: &str = "/";
 
@@ -28,7 +28,18 @@ pub(crate) struct Prepared {
     guards: Vec<Guard>,
     /// Cache directories by key.
     caches: HashMap<String, Arc<Mutable>>,
-    outputs: Vec<(usize, Held)>,
+    made: Vec<Made>,
+    /// Where trees are mounted, by the index of the mount.
+    places: Vec<Option<PathBuf>>,
+}
+
+/// A mount that becomes a result, or could.
+struct Made {
+    /// The index of the mount.
+    mount: usize,
+    /// Which output it becomes; `None`: it is thrown away.
+    output: Option<usize>,
+    held: Held,
 }
 
 /// What becomes of a mount.
@@ -43,7 +54,6 @@ enum Held {
 #[allow(dead_code)]
 enum Guard {
     Mount(MountGuard),
-    Scratch(Mutable),
     Secret(SecretFile),
     Ssh(session::Forwarded),
 }
@@ -65,6 +75,9 @@ impl Drop for SecretFile {
 
 impl Prepared {
     /// Prepares `op`'s mounts on `inputs`.
+    ///
+    /// # Errors
+    /// What is wrong with a mount, with what was already there kept.
     pub(crate) async fn new(
         worker: &Worker,
         cx: &Cx,
@@ -77,16 +90,25 @@ impl Prepared {
             rootfs: PathBuf::new(),
             readonly_rootfs: false,
             mounts: Vec::new(),
-            outputs: Vec::new(),
             caches: HashMap::new(),
+            made: Vec::new(),
             guards: Vec::new(),
+            places: Vec::new(),
         };
         for mount in &op.mounts {
             cx.scope.check()?;
-            this.add(worker, cx, mount, cwd, inputs, description).await?;
+            this.places.push(None);
+            if let Err(e) = this.add(worker, cx, mount, cwd, inputs, description).await {
+                return Err(this.keep(op, inputs, e).await);
+            }
         }
         this.mounts.sort_by(|a, b| a.dest.cmp(&b.dest));
         Ok(this)
+    }
+
+    /// Where the tree of the mount with this index is mounted.
+    pub(crate) fn place(&self, mount: usize) -> Option<&std::path::Path> {
+        self.places.get(mount)?.as_deref()
     }
 
     async fn add(
@@ -108,7 +130,8 @@ impl Prepared {
             Ok(at) => inputs.get(at).ok_or(Error::Input(mount.input))?.as_ref(),
             Err(_) => None,
         };
-        let has_output = mount.output >= 0;
+        let output = usize::try_from(mount.output).ok();
+        let at = self.places.len().saturating_sub(1);
         let source = match kind {
             pb::MountType::Bind => {
                 let new = || NewRef {
@@ -117,8 +140,8 @@ impl Prepared {
                 };
                 let path = match input {
                     Some(input) if mount.readonly && !root => {
-                        if has_output {
-                            self.outputs.push((output(mount), Held::Unchanged(input.clone())));
+                        if output.is_some() {
+                            self.made.push(Made { mount: at, output, held: Held::Unchanged(input.clone()) });
                         }
                         self.keep_mounted(input.mount().await?)
                     }
@@ -127,11 +150,7 @@ impl Prepared {
                     _ => {
                         let mutable = worker.refs.new_mutable(input, new()).await?;
                         let path = self.keep_mounted(mutable.mount().await?);
-                        if has_output {
-                            self.outputs.push((output(mount), Held::Written(mutable)));
-                        } else {
-                            self.guards.push(Guard::Scratch(mutable));
-                        }
+                        self.made.push(Made { mount: at, output, held: Held::Written(mutable) });
                         path
                     }
                 };
@@ -167,8 +186,8 @@ impl Prepared {
                     }
                 };
                 let path = self.keep_mounted(mutable.mount().await?);
-                if let (true, Some(input)) = (has_output, input) {
-                    self.outputs.push((output(mount), Held::Unchanged(input.clone())));
+                if let (Some(_), Some(input)) = (output, input) {
+                    self.made.push(Made { mount: at, output, held: Held::Unchanged(input.clone()) });
                 }
                 Source::Bind { path, selector: mount.selector.clone() }
             }
@@ -193,6 +212,9 @@ impl Prepared {
 
     fn keep_mounted(&mut self, guard: MountGuard) -> PathBuf {
         let path = guard.path().to_owned();
+        if let Some(place) = self.places.last_mut() {
+            *place = Some(path.clone());
+        }
         self.guards.push(Guard::Mount(guard));
         path
     }
@@ -258,32 +280,65 @@ impl Prepared {
 
     /// The results, in the order of the operation's outputs. `count` of them.
     pub(crate) async fn finish(self, count: usize) -> Result<Vec<Output>, Failure> {
-        let Self { outputs, guards, caches, .. } = self;
-        // What is committed is no longer written to, and what is kept can be
-        // had again at once.
-        for guard in guards {
-            if let Guard::Mount(mounted) = guard {
-                mounted.unmount().await?;
-            }
-        }
+        let Self { made, guards, caches, .. } = self;
+        let_go(guards).await?;
         drop(caches);
         let mut results: Vec<Output> = vec![None; count];
-        for (at, held) in outputs {
-            let result = match held {
+        for Made { output, held, .. } in made {
+            let Some(slot) = output.and_then(|at| results.get_mut(at)) else { continue };
+            *slot = Some(match held {
                 Held::Unchanged(input) => input,
                 Held::Written(mutable) => mutable.commit().await?,
-            };
-            if let Some(slot) = results.get_mut(at) {
-                *slot = Some(result);
-            }
+            });
         }
         Ok(results)
     }
+
+    /// Lets everything go. Nothing becomes a result.
+    ///
+    /// # Errors
+    /// What the kernel said to unmounting.
+    pub(crate) async fn discard(self) -> Result<(), Failure> {
+        let_go(self.guards).await
+    }
+
+    /// `failure` with what each mount of `op` began with and what it is like
+    /// now.
+    pub(crate) async fn keep(self, op: &pb::ExecOp, inputs: &[Output], failure: Failure) -> Failure {
+        if failure.is_canceled() {
+            return failure;
+        }
+        let input = |m: &pb::Mount| inputs.get(usize::try_from(m.input).ok()?).cloned().flatten();
+        let inputs: Vec<Output> = op.mounts.iter().map(input).collect();
+        let mut mounts = inputs.clone();
+        let Self { made, guards, caches, .. } = self;
+        if let Err(error) = let_go(guards).await {
+            tracing::warn!(%error, "leaving a mount behind");
+        }
+        drop(caches);
+        for Made { mount, held, .. } in made {
+            let Some(slot) = mounts.get_mut(mount) else { continue };
+            match held {
+                Held::Unchanged(tree) => *slot = Some(tree),
+                Held::Written(mutable) => match mutable.commit().await {
+                    Ok(tree) => *slot = Some(tree),
+                    Err(error) => tracing::warn!(%error, "cannot keep a mount of a failed step"),
+                },
+            }
+        }
+        Kept { inputs, mounts }.on(failure, None)
+    }
 }
 
-/// Only called when there is an output.
-fn output(mount: &pb::Mount) -> usize {
-    usize::try_from(mount.output).unwrap_or(0)
+/// What is committed is no longer written to, and what is kept can be had again
+/// at once.
+async fn let_go(guards: Vec<Guard>) -> Result<(), Failure> {
+    for guard in guards {
+        if let Guard::Mount(mounted) = guard {
+            mounted.unmount().await?;
+        }
+    }
+    Ok(())
 }
 
 /// How many outputs an exec operation has.
