@@ -12,8 +12,8 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use crate::progress::timestamp;
 use crate::status;
+use build::timestamp;
 
 /// Bytes per message.
 const CHUNK: usize = 1 << 20;

@@ -103,7 +103,27 @@ pub(crate) struct Pump {
     input: Option<(Input, pipe::Sender)>,
     outputs: Vec<(Output, pipe::Receiver)>,
     /// The terminal, to resize it.
-    pub terminal: Option<File>,
+    pub terminal: Option<Terminal>,
+}
+
+/// Our end of a terminal.
+pub(crate) struct Terminal {
+    master: File,
+    /// The file system with the other end, which the runtime has; the process
+    /// has one of its own.
+    device: u64,
+}
+
+impl Terminal {
+    /// Changes its size, and that of the terminal of `process` if it has one by
+    /// now: not every runtime passes a size on.
+    pub(crate) fn resize(&self, size: WindowSize, process: Option<&sys::process::Process>) -> bool {
+        let size =
+            rustix::termios::Winsize { ws_row: size.rows, ws_col: size.columns, ws_xpixel: 0, ws_ypixel: 0 };
+        _ = rustix::termios::tcsetwinsize(&self.master, size);
+        let inside = process.and_then(|p| p.terminal(self.device));
+        inside.is_some_and(|inside| rustix::termios::tcsetwinsize(inside, size).is_ok())
+    }
 }
 
 pub(crate) fn wire(tty: bool, stdin: Option<Input>, stdout: Output, stderr: Output) -> Result<Wiring, Error> {
@@ -151,6 +171,7 @@ fn wire_terminal(stdin: Option<Input>, stdout: Output) -> std::io::Result<Wiring
         Some(source) => Some((source, pipe::Sender::from_owned_fd_unchecked(master.try_clone()?)?)),
         None => None,
     };
+    let device = rustix::fs::fstat(&slave)?.st_dev;
     let keyboard = if input.is_some() { slave.try_clone()?.into() } else { Stdio::null() };
     Ok(Wiring {
         stdin: keyboard,
@@ -159,7 +180,7 @@ fn wire_terminal(stdin: Option<Input>, stdout: Output) -> std::io::Result<Wiring
         pump: Pump {
             input,
             outputs: vec![(stdout, pipe::Receiver::from_owned_fd_unchecked(master.try_clone()?)?)],
-            terminal: Some(master.into()),
+            terminal: Some(Terminal { master: master.into(), device }),
         },
     })
 }

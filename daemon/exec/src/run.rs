@@ -13,10 +13,13 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::Error;
-use crate::io::{self, Io, WindowSize};
+use crate::io::{self, Io, Terminal, WindowSize};
 
 /// Between attempts to kill a container that may not have started yet.
 const RETRY: Duration = Duration::from_millis(5);
+
+/// How often a process that is there is looked at for a terminal to resize.
+const TRIES: u32 = 200;
 
 /// After this the runtime itself is killed.
 const PATIENCE: Duration = Duration::from_millis(1500);
@@ -83,7 +86,7 @@ async fn finish(outputs: Vec<JoinHandle<()>>, scope: &Scope) {
 struct Watch {
     resize: Option<mpsc::Receiver<WindowSize>>,
     signals: Option<mpsc::Receiver<i32>>,
-    terminal: Option<std::fs::File>,
+    terminal: Option<Terminal>,
 }
 
 impl Watch {
@@ -97,6 +100,8 @@ impl Watch {
         let mut deadline: Option<Instant> = None;
         // Asked for by a signal or by cancellation, and not yet done.
         let mut kill = false;
+        // A size the process may not know yet, and how often it was told.
+        let mut wanted: Option<(WindowSize, u32)> = None;
         loop {
             tokio::select! {
                 status = child.wait() => {
@@ -120,17 +125,17 @@ impl Watch {
                     Some(signal) => notify(runtime, signal),
                     None => tracing::debug!(signal, "unknown signal"),
                 },
-                size = next(&mut self.resize) => {
-                    if let Some(terminal) = &self.terminal {
-                        let size = rustix::termios::Winsize {
-                            ws_row: size.rows,
-                            ws_col: size.columns,
-                            ws_xpixel: 0,
-                            ws_ypixel: 0,
-                        };
-                        _ = rustix::termios::tcsetwinsize(terminal, size);
-                        // The runtime has a terminal of its own inside.
-                        notify(runtime, Signal::WINCH);
+                size = next(&mut self.resize) => wanted = Some((size, 0)),
+                () = tokio::time::sleep(RETRY), if wanted.is_some() => {
+                    if let (Some(terminal), Some((size, tries))) = (&self.terminal, wanted.take()) {
+                        let process = process(pid_file, runtime).await;
+                        if !terminal.resize(size, process.as_ref()) && tries < TRIES {
+                            wanted = Some((size, tries + u32::from(process.is_some())));
+                        }
+                        // The runtime may have a copy of the size.
+                        if process.is_some() {
+                            notify(runtime, Signal::WINCH);
+                        }
                     }
                 }
             }
@@ -141,12 +146,13 @@ impl Watch {
 /// Kills the process whose pid the runtime wrote, once it has. With it ends every
 /// process of its pid namespace.
 async fn kill_process(pid_file: &Path, runtime: i32) -> bool {
-    let Ok(text) = tokio::fs::read_to_string(pid_file).await else { return false };
-    let Ok(pid) = text.trim().parse() else { return false };
-    match sys::process::Process::child_of(pid, runtime) {
-        Some(process) => process.signal(Signal::KILL).is_ok(),
-        None => false,
-    }
+    process(pid_file, runtime).await.is_some_and(|process| process.signal(Signal::KILL).is_ok())
+}
+
+/// The process whose pid the runtime wrote, once it has.
+async fn process(pid_file: &Path, runtime: i32) -> Option<sys::process::Process> {
+    let text = tokio::fs::read_to_string(pid_file).await.ok()?;
+    sys::process::Process::child_of(text.trim().parse().ok()?, runtime)
 }
 
 fn notify(runtime: i32, signal: Signal) {

@@ -22,8 +22,8 @@ pub struct Manifest {
     pub media_type: String,
     /// The image's config.
     pub config: Descriptor,
-    /// Its layers, lowest first.
-    #[serde(default)]
+    /// Its layers, lowest first; `null` is how some write that there are none.
+    #[serde(default, deserialize_with = "nullable")]
     pub layers: Vec<Descriptor>,
     /// Free text by key.
     #[serde(default)]
@@ -65,6 +65,10 @@ pub struct Image {
     pub manifest: Manifest,
     /// The config, byte for byte.
     pub config: Bytes,
+}
+
+fn nullable<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Vec<Descriptor>, D::Error> {
+    Ok(Option::deserialize(from)?.unwrap_or_default())
 }
 
 #[derive(Deserialize)]

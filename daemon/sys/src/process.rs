@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 
 use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, Signal};
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, Signal};
 
 use crate::{Error, Result};
 
@@ -36,6 +36,17 @@ impl Process {
             Ok(()) | Err(Errno::SRCH) => Ok(()),
             Err(e) => Err(Error::new("signal", format!("process {}", self.pid.as_raw_nonzero()), e)),
         }
+    }
+
+    /// The terminal among its standard streams that is another than those on
+    /// the file system `own`, which is a device number. The descriptors are its
+    /// own, nothing is opened: what they lead to is up to the process.
+    pub fn terminal(&self, own: u64) -> Option<OwnedFd> {
+        (0..3).find_map(|number| {
+            let fd = rustix::process::pidfd_getfd(&self.fd, number, PidfdGetfdFlags::empty()).ok()?;
+            let other = rustix::fs::fstat(&fd).is_ok_and(|stat| stat.st_dev != own);
+            (other && rustix::termios::isatty(&fd)).then_some(fd)
+        })
     }
 }
 

@@ -227,10 +227,26 @@ async fn a_terminal_has_a_size() {
     let bench = Bench::new().await;
     let (resize, sizes) = tokio::sync::mpsc::channel(1);
     resize.send(WindowSize { rows: 33, columns: 99 }).await.unwrap();
-    let process = Process { tty: true, ..bench.sh("test -t 1 && echo tty; while ! stty size 2>/dev/null | grep -q '33 99'; do sleep 0.02; done; stty size") };
-    let (exit, out, _) = bench.run_with(process, Io { resize: Some(sizes), ..Io::default() }).await;
+    let script = "test -t 1 && echo tty; size() { while ! stty size | grep -q \"$1\"; do sleep 0.02; done; echo is $1; }; \
+                  size '33 99'; size '44 77'";
+    let process = Process { tty: true, ..bench.sh(script) };
+    let (seen, mut first) = tokio::sync::mpsc::unbounded_channel();
+    let stdout = Output::Log(Box::new(move |data| _ = seen.send(data.to_vec())));
+    let io = Io { resize: Some(sizes), stdout, ..Io::default() };
+    let mut out = Vec::new();
+    let watch = async {
+        while let Some(data) = first.recv().await {
+            out.extend(data);
+            if String::from_utf8_lossy(&out).contains("is 33 99") {
+                _ = resize.try_send(WindowSize { rows: 44, columns: 77 });
+            }
+        }
+    };
+    let (exit, ()) = tokio::join!(bench.executor.run(process, io, &bench.scope), watch);
+    let exit = exit.unwrap();
+    let out = String::from_utf8_lossy(&out);
     assert!(exit.success, "{out}");
-    assert_eq!(lines(&out), ["tty", "33 99"]);
+    assert_eq!(lines(&out), ["tty", "is 33 99", "is 44 77"]);
     bench.assert_clean();
 }
 
