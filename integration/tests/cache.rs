@@ -21,13 +21,16 @@ impl Env {
 }
 
 fn main() -> ExitCode {
-    let cases: [suite::Case<Env>; 7] = [
+    let cases: [suite::Case<Env>; 10] = [
         ("the_second_build_is_cached", |e| e.with(|b| the_second_build_is_cached(b))),
         ("a_restart_forgets_nothing", |e| e.with(a_restart_forgets_nothing)),
         ("a_crash_forgets_nothing", |e| e.with(a_crash_forgets_nothing)),
         ("one_file_reruns_only_what_needs_it", |e| e.with(|b| one_file_reruns_only_what_needs_it(b))),
         ("two_builds_share_their_steps", |e| e.with(|b| two_builds_share_their_steps(b))),
-        ("remote_caches_are_named_as_missing", |e| e.with(|b| remote_caches_are_named_as_missing(b))),
+        ("remote_caches_bring_results_back", |e| e.with(|b| remote_caches_bring_results_back(b))),
+        ("images_tell_how_they_were_made", |e| e.with(|b| images_tell_how_they_were_made(b))),
+        ("small_caches_have_the_end_result_only", |e| e.with(|b| small_caches_have_the_end_result_only(b))),
+        ("broken_caches_break_no_build", |e| e.with(|b| broken_caches_break_no_build(b))),
         ("prune_and_usage", |e| e.with(|b| prune_and_usage(b))),
     ];
     suite::main(
@@ -162,15 +165,142 @@ fn two_builds_share_their_steps(bench: &Bench) -> Result<()> {
     Ok(())
 }
 
-fn remote_caches_are_named_as_missing(bench: &Bench) -> Result<()> {
-    let project = project("remote")?;
-    for kind in ["type=inline", "type=registry,ref=127.0.0.1:1/x", "type=local,dest=/nowhere"] {
-        let name = kind.split([',', '=']).nth(1).unwrap_or_default();
-        bench.build(Buildctl, &project, &["--export-cache", kind])?.fails_with(&["cache exporter", name])?;
+/// Two stages; the result says which run made it.
+fn unique(mark: &str) -> Result<Project> {
+    Project::new(&format!(
+        "FROM busybox AS build\nRUN echo {mark} && cat /proc/sys/kernel/random/uuid >/side\n\
+         FROM busybox\nCOPY a /a\nCOPY --from=build /side /b\nRUN cat /proc/sys/kernel/random/uuid >/out\n"
+    ))?
+    .with("a", "a\n")
+}
+
+fn forget(bench: &Bench) -> Result<()> {
+    bench.buildctl.run(&["prune", "--all"])?.ok()?;
+    Ok(())
+}
+
+/// What identifies the runs that made a result.
+fn marks(bench: &Bench, client: Client, project: &Project, options: &[&str]) -> Result<(String, String)> {
+    let out = bench.export(client, project, options)?;
+    Ok((text(&out, "b")?, text(&out, "out")?))
+}
+
+/// Flags that write and read a cache at `place`.
+fn flags(client: Client, write: &str, read: &str) -> (String, String) {
+    match client {
+        Buildctl => (format!("--export-cache={write}"), format!("--import-cache={read}")),
+        Buildx => (format!("--cache-to={write}"), format!("--cache-from={read}")),
     }
-    // A cache that cannot be read never fails a build; it says so and goes on.
-    let import = ["--import-cache", "type=registry,ref=127.0.0.1:1/x"];
-    let said = bench.build(Buildctl, &project, &import)?.said()?;
+}
+
+fn remote_caches_bring_results_back(bench: &Bench) -> Result<()> {
+    let dir = tempfile::TempDir::with_prefix("bk-cache-")?;
+    let (host, dir) = (bench.registry.host(), dir.path().display());
+    for (client, name, options) in [
+        (Buildctl, "plain", ""),
+        (Buildx, "index", ",image-manifest=false"),
+        (Buildctl, "docker", ",oci-mediatypes=false"),
+        (Buildx, "zstd", ",compression=zstd,force-compression=true"),
+    ] {
+        let project = unique(name)?;
+        let at = format!("type=registry,ref={host}/cache/{name}");
+        let (write, read) = flags(client, &format!("{at},mode=max{options}"), &at);
+        let before = marks(bench, client, &project, &[&write])?;
+        forget(bench)?;
+        ensure!(marks(bench, client, &project, &[&read])? == before, "{name}: not found in the registry");
+        // What was found is written on, here to a directory, and found there.
+        let (write, read) = flags(
+            client,
+            &format!("type=local,dest={dir}/{name},mode=max{options}"),
+            &format!("type=local,src={dir}/{name}"),
+        );
+        ensure!(marks(bench, client, &project, &[&write])? == before);
+        forget(bench)?;
+        ensure!(marks(bench, client, &project, &[&read])? == before, "{name}: not found in the directory");
+        // Nor is anything lost when the directory is gone.
+        ensure!(marks(bench, client, &project, &[])? == before, "{name}: forgotten again");
+    }
+    let (manifest, config) = bench.registry.image("cache/plain", "latest")?;
+    ensure!(manifest["config"]["mediaType"] == "application/vnd.buildkit.cacheconfig.v0", "{manifest}");
+    let layers = config["layers"].as_array().map_or(0, Vec::len);
+    ensure!(layers == manifest["layers"].as_array().map_or(0, Vec::len) && layers >= 5, "{config}");
+    let (_, index) = bench.registry.manifest("cache/docker", "latest")?;
+    ensure!(index["mediaType"] == "application/vnd.docker.distribution.manifest.list.v2+json", "{index}");
+    let twice = format!("--export-cache=type=registry,ref={host}/cache/x");
+    let project = unique("twice")?;
+    bench
+        .build(Buildctl, &project, &[&twice, &twice])?
+        .fails_with(&["duplicate cache exports [registry]"])?;
+    let nobody = "--export-cache=type=registry,ref=127.0.0.1:1/x";
+    bench.build(Buildctl, &project, &[nobody])?.fails_with(&["127.0.0.1:1"])?;
+    bench.build(Buildctl, &project, &[&format!("{nobody},ignore-error=true")])?.ok()?;
+    let unknown = ["--export-cache=type=nonsense"];
+    bench.build(Buildctl, &project, &unknown)?.fails_with(&["unknown cache exporter: \"nonsense\""])?;
+    Ok(())
+}
+
+fn images_tell_how_they_were_made(bench: &Bench) -> Result<()> {
+    let project = unique("inline")?;
+    let image = format!("{}/cache/inline:1", bench.registry.host());
+    let push = format!("--output=type=image,name={image},push=true");
+    bench.build(Buildctl, &project, &[&push, "--export-cache=type=inline"])?.ok()?;
+    let (_, config) = bench.registry.image("cache/inline", "1")?;
+    ensure!(config["moby.buildkit.cache.v0"].is_string(), "{config}");
+    let before = marks(bench, Buildctl, &project, &[])?;
+    forget(bench)?;
+    let read = format!("--import-cache=type=registry,ref={image}");
+    let after = marks(bench, Buildctl, &project, &[&read])?;
+    ensure!(after == before, "{after:?} is not {before:?}");
+    Ok(())
+}
+
+fn small_caches_have_the_end_result_only(bench: &Bench) -> Result<()> {
+    let project = unique("small")?;
+    let at = format!("type=registry,ref={}/cache/small", bench.registry.host());
+    let (write, read) = flags(Buildx, &at, &at);
+    let before = marks(bench, Buildx, &project, &[&write])?;
+    let (_, config) = bench.registry.image("cache/small", "latest")?;
+    ensure!(config["layers"].as_array().map_or(0, Vec::len) == 4, "{config}");
+    forget(bench)?;
+    ensure!(marks(bench, Buildx, &project, &[&read])? == before);
+    Ok(())
+}
+
+fn broken_caches_break_no_build(bench: &Bench) -> Result<()> {
+    let cache = tempfile::TempDir::with_prefix("bk-cache-")?;
+    let project = unique("broken")?;
+    let at = cache.path().display();
+    let (write, read) =
+        flags(Buildctl, &format!("type=local,dest={at},mode=max"), &format!("type=local,src={at}"));
+    let before = marks(bench, Buildctl, &project, &[&write])?;
+    // The bytes of every layer are others than those that are named.
+    let blobs = cache.path().join("blobs/sha256");
+    let mut config = None;
+    for name in integration::bench::names(&blobs)? {
+        let path = blobs.join(&name);
+        let mut bytes = std::fs::read(&path)?;
+        if !bytes.starts_with(b"{") {
+            bytes.reverse();
+            std::fs::write(&path, bytes)?;
+        } else if bytes.starts_with(b"{\"layers\"") {
+            config = Some(path);
+        }
+    }
+    forget(bench)?;
+    let after = marks(bench, Buildctl, &project, &[&read])?;
+    ensure!(after.1 != before.1 && after.0 != before.0, "made of layers that are not those promised");
+    // A description that is not what it is called, and one that is not there.
+    let config = config.ok_or_else(|| anyhow::anyhow!("no description in the cache"))?;
+    std::fs::write(&config, "{}")?;
+    let said = bench.build(Buildctl, &project, &[&read])?.said()?;
+    ensure!(
+        said.contains("importing cache manifest from local:") && said.contains("has the content of"),
+        "{said}"
+    );
+    std::fs::remove_file(&config)?;
+    bench.build(Buildctl, &project, &[&read])?.ok()?;
+    let nobody = ["--import-cache=type=registry,ref=127.0.0.1:1/x"];
+    let said = bench.build(Buildctl, &project, &nobody)?.said()?;
     ensure!(said.contains("importing cache manifest from 127.0.0.1:1/x"), "{said}");
     Ok(())
 }

@@ -28,11 +28,12 @@ const HOUSE: &[(u8, &str, &str)] = &[
     (4, "ops", "base exec llb proto refs registry session solver store sys tree"),
     (4, "export", "base refs registry session store sys"),
     (4, "frontend", "base llb proto"),
-    (5, "build", "*"),
-    (6, "control", "base build frontend llb proto refs session store"),
-    (7, "buildkitd", "*"),
-    (7, "buildctl", "base llb proto session"),
-    (8, "integration", "*"),
+    (5, "remotecache", "base export ops refs registry session solver store"),
+    (6, "build", "*"),
+    (7, "control", "base build frontend llb proto refs session store"),
+    (8, "buildkitd", "*"),
+    (8, "buildctl", "base llb proto session"),
+    (9, "integration", "*"),
 ];
 
 /// The names of all crates of the workspace, and what each uses of them.

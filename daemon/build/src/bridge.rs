@@ -10,8 +10,8 @@ use base::reference::Reference;
 use base::task::Scope;
 use base::{Detail, Digest, Failure};
 use frontend::gateway::{
-    FileRange, FrontendResult, Gateway, ImageMeta, Options, RefId, Refs, ResolveSource, Solve, SolveWhat,
-    SourceMeta, Stat, Warning,
+    CacheImport, FileRange, FrontendResult, Gateway, ImageMeta, Options, RefId, Refs, ResolveSource, Solve,
+    SolveWhat, SourceMeta, Stat, Warning,
 };
 use ops::source::image::Wanted;
 use ops::{BuildValues, Kept, Output, Worker};
@@ -23,6 +23,7 @@ use tokio::sync::watch;
 
 use crate::Error;
 use crate::builder::step;
+use crate::caches::{Import, Imports, Made};
 use crate::containers::Containers;
 use crate::external::check_allowed;
 use crate::plan::Plan;
@@ -43,6 +44,7 @@ pub struct Bridge {
 }
 
 struct Core {
+    imports: Imports,
     worker: Arc<Worker>,
     job: Job<Output>,
     values: Arc<BuildValues>,
@@ -84,8 +86,10 @@ impl Bridge {
         options: Options,
         inputs: BTreeMap<String, pb::Definition>,
     ) -> Self {
-        let core =
-            Core { worker, job, values, sink, frontends, plans: Mutex::default(), kept: Mutex::default() };
+        let scope = job.scope().clone();
+        let imports = Imports::new(worker.clone(), values.session.clone(), sink.clone(), scope);
+        let (plans, kept) = (Mutex::default(), Mutex::default());
+        let core = Core { imports, worker, job, values, sink, frontends, plans, kept };
         let (options, inputs) = (Arc::new(options), Arc::new(inputs));
         Self { core: Arc::new(core), run: Run::new(), options, inputs }
     }
@@ -128,6 +132,11 @@ impl Bridge {
     /// What [`Self::finish`] was given, if it was.
     pub(crate) fn returned(&self) -> Option<Returned> {
         self.run.returned.borrow().clone()
+    }
+
+    /// The remote caches the build looks in.
+    pub(crate) fn imports(&self) -> &Imports {
+        &self.core.imports
     }
 
     /// Ends the job in the solver: what only it wanted is given up.
@@ -185,8 +194,12 @@ impl Bridge {
         })
     }
 
-    pub(crate) fn plan(&self, definition: &pb::Definition) -> Result<Option<RefId>, Failure> {
-        let Some(plan) = Plan::new(&self.core.worker, &self.core.values, definition)? else {
+    pub(crate) fn plan(
+        &self,
+        definition: &pb::Definition,
+        imports: Vec<Import>,
+    ) -> Result<Option<RefId>, Failure> {
+        let Some(plan) = Plan::new(&self.core.worker, &self.core.values, definition, imports)? else {
             return Ok(None);
         };
         let id = RefId::new(base::id::fresh());
@@ -309,16 +322,11 @@ impl Gateway for Bridge {
         if !request.policies.is_empty() {
             return Err(Error::Unsupported { what: "source policies" }.into());
         }
-        for import in &request.cache_imports {
-            // A cache that cannot be read never fails a build; people see why.
-            let name =
-                format!("importing cache manifest from {}", import.attrs.get("ref").unwrap_or(&import.kind));
-            let missing = Error::UnknownCache { direction: "importer", kind: import.kind.clone() };
-            _ = self.step(name, async { Err::<(), _>(missing.into()) }).await;
-        }
+        let begin = |import: &CacheImport| self.core.imports.begin(&import.kind, &import.attrs);
+        let imports: Vec<Import> = request.cache_imports.iter().map(begin).collect();
         let result = match request.what {
             SolveWhat::Scratch => FrontendResult::default(),
-            SolveWhat::Definition(definition) => FrontendResult::single(self.plan(&definition)?),
+            SolveWhat::Definition(definition) => FrontendResult::single(self.plan(&definition, imports)?),
             SolveWhat::Frontend { name, opts, inputs } => {
                 // A frontend may run another, which may run another.
                 Box::pin(self.frontend(&name, opts, inputs)).await?
@@ -417,6 +425,24 @@ impl Bridge {
             }
         }
         Ok(source)
+    }
+
+    /// Likewise, with how they were made.
+    ///
+    /// # Errors
+    /// Those of the build.
+    pub(crate) async fn made(&self, result: &FrontendResult) -> Result<Made, Failure> {
+        let all: Vec<(Option<String>, &RefId)> = match &result.refs {
+            Refs::Single(id) => id.iter().map(|id| (None, id)).collect(),
+            Refs::ByPlatform(refs) => {
+                refs.iter().filter_map(|(name, id)| Some((Some(name.clone()), id.as_ref()?))).collect()
+            }
+        };
+        let mut made = Vec::with_capacity(all.len());
+        for (name, id) in all {
+            made.push((name, self.result(id).await?));
+        }
+        Ok(made)
     }
 
     async fn output(&self, id: Option<&RefId>) -> Result<Output, Failure> {

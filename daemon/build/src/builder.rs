@@ -10,13 +10,14 @@ use base::progress::{Event, Sink, Vertex};
 use base::task::Scope;
 use base::{Digest, Failure, Kind, Timestamp};
 use export::Exporter;
-use frontend::gateway::{FrontendResult, Gateway as _, Options, Solve};
+use frontend::gateway::{CacheImport, FrontendResult, Gateway as _, Options, Solve};
 use ops::{BuildValues, Entitlement, Output, Results, Worker};
 use parking_lot::Mutex;
 use solver::{Job, KeyIndex, ResultStore as _, Solver};
 use tokio::sync::watch;
 
 use crate::bridge::{Bridge, Frontends};
+use crate::caches::{self, Exports};
 use crate::{Error, ExporterSpec, Follower, History, Record, Recorder, Request};
 
 /// What is said about this daemon's one worker.
@@ -192,12 +193,13 @@ impl Builder {
         }
         let recorder = Recorder::default();
         let begun = self.begin(&request, &recorder);
-        let (values, exporters, job) = begun.inspect_err(|_| self.stillborn(&request.id, &recorder))?;
+        let Begun { values, exporters, caches, job } =
+            begun.inspect_err(|_| self.stillborn(&request.id, &recorder))?;
         let options = self.options(&request);
         let bridge = Bridge::new(
             self.deps.worker.clone(),
             job,
-            values,
+            values.clone(),
             recorder.sink(),
             self.deps.frontends.clone(),
             options,
@@ -214,7 +216,10 @@ impl Builder {
         }
 
         let sink = recorder.sink();
-        let work = self.work(&request, &bridge, &sink, exporters, scope);
+        for import in &request.cache_imports {
+            bridge.imports().begin(&import.kind, &import.attrs);
+        }
+        let work = self.work(&request, &bridge, &sink, values, exporters, caches, scope);
         let outcome = scope.run(work).await;
 
         let cause = match &outcome {
@@ -241,16 +246,12 @@ impl Builder {
         outcome
     }
 
-    #[allow(clippy::type_complexity)] // the parts of a build, taken apart at once
-    fn begin(
-        &self,
-        request: &Request,
-        recorder: &Recorder,
-    ) -> Result<(Arc<BuildValues>, Vec<Box<dyn Exporter>>, Job<Output>), Failure> {
+    fn begin(&self, request: &Request, recorder: &Recorder) -> Result<Begun, Failure> {
         let values = Arc::new(self.check(request)?);
         let exporters = self.exporters(&request.exporters)?;
+        let caches = caches::wanted(&request.cache_exports, &request.session)?;
         let job = self.deps.solver.job(&request.id, recorder.sink(), values.clone())?;
-        Ok((values, exporters, job))
+        Ok(Begun { values, exporters, caches, job })
     }
 
     /// Ends the progress of a build that never began, for clients that ask for
@@ -270,10 +271,6 @@ impl Builder {
     fn check(&self, request: &Request) -> Result<BuildValues, Failure> {
         if request.id.is_empty() {
             return Err(Error::NoRef.into());
-        }
-        if let Some(cache) = request.cache_exports.first() {
-            let kind = cache.kind.clone();
-            return Err(Error::UnknownCache { direction: "exporter", kind }.into());
         }
         let mut entitlements = BTreeSet::new();
         for text in &request.entitlements {
@@ -297,33 +294,44 @@ impl Builder {
         crate::capabilities::options(&self.deps, &request.session, request.attrs.clone())
     }
 
+    #[allow(clippy::too_many_arguments)] // the parts of one build
     async fn work(
         &self,
         request: &Request,
         bridge: &Bridge,
         sink: &Sink,
+        values: Arc<BuildValues>,
         exporters: Vec<Box<dyn Exporter>>,
+        caches: remotecache::Exports,
         scope: &Scope,
     ) -> Result<Done, Failure> {
         let result = match (&request.definition, request.frontend.as_str()) {
             (None, "") => bridge.finished().await?,
-            (Some(definition), "") => bridge.solve(Solve::definition(definition.clone())).await?,
+            (Some(definition), "") => {
+                let imports = request.cache_imports.iter();
+                let imports = imports.map(|i| CacheImport { kind: i.kind.clone(), attrs: i.attrs.clone() });
+                let solve = Solve::definition(definition.clone());
+                bridge.solve(Solve { cache_imports: imports.collect(), ..solve }).await?
+            }
             (_, name) => {
                 let solve = Solve::frontend(name, request.attrs.clone(), request.inputs.clone());
                 bridge.solve(solve).await?
             }
         };
         let source = bridge.resolve(&result).await?;
+        let made = bridge.made(&result).await?;
+        let remote = Exports::new(bridge.imports(), self.deps.keys.clone(), values, &request.id, scope);
         let mut done = Done { response: frontend_response(&result), ..Done::default() };
         let access = self.deps.worker.images.access(std::slice::from_ref(&request.session));
         let (source, access) = (&source, &access);
         let sites = exporters.iter().map(|exporter| {
             let digest = Digest::of(format!("{}-export-{}", request.session, exporter.id()));
+            let inline = caches.inline.then(|| remote.inline(&made, digest.clone()) as Arc<_>);
             let cx = export::Context {
                 session: request.session.clone(),
                 build: request.id.clone(),
                 access: access.clone(),
-                inline_cache: None,
+                inline_cache: inline,
                 compatibility: export::CURRENT_COMPATIBILITY,
                 progress: sink.vertex(digest.clone()),
                 scope: scope.clone(),
@@ -346,7 +354,10 @@ impl Builder {
             };
             step.end(finalized).map(|()| (id, exported))
         });
-        for (id, exported) in futures_util::future::try_join_all(work).await? {
+        let work = futures_util::future::try_join_all(work);
+        let (exported, told) = tokio::try_join!(work, remote.write(&caches.exporters, &made))?;
+        done.response.extend(told);
+        for (id, exported) in exported {
             done.response.extend(exported.response);
             done.results.extend(exported.descriptor.map(|d| (id, d)));
             done.pins.extend(exported.pins);
@@ -391,6 +402,14 @@ impl Builder {
     }
 }
 
+/// The parts of a build.
+struct Begun {
+    values: Arc<BuildValues>,
+    exporters: Vec<Box<dyn Exporter>>,
+    caches: remotecache::Exports,
+    job: Job<Output>,
+}
+
 /// What came out.
 #[derive(Default)]
 struct Done {
@@ -418,13 +437,13 @@ pub(crate) async fn step<T>(
 }
 
 /// A step that has begun. One that never ends is ended with its build.
-struct Step {
+pub(crate) struct Step {
     sink: Sink,
     vertex: Vertex,
 }
 
 impl Step {
-    fn begin(sink: &Sink, digest: Digest, name: String) -> Self {
+    pub(crate) fn begin(sink: &Sink, digest: Digest, name: String) -> Self {
         let vertex = Vertex {
             digest,
             inputs: Vec::new(),
@@ -439,7 +458,7 @@ impl Step {
         Self { sink: sink.clone(), vertex }
     }
 
-    fn end<T>(mut self, outcome: Result<T, Failure>) -> Result<T, Failure> {
+    pub(crate) fn end<T>(mut self, outcome: Result<T, Failure>) -> Result<T, Failure> {
         self.vertex.completed = Some(Timestamp::now());
         if let Err(e) = &outcome {
             let canceled = e.kind() == Kind::Canceled;

@@ -26,7 +26,7 @@ const MISSING: &[&str] = &[
 ];
 
 /// The same, by how they begin.
-const MISSING_FAMILIES: &[&str] = &["source.git", "source.http", "soruce.http", "importcaches"];
+const MISSING_FAMILIES: &[&str] = &["source.git", "source.http", "soruce.http"];
 
 fn set(known: &'static [caps::Cap]) -> CapSet {
     let all = caps::announce(known).into_iter();

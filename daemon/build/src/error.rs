@@ -41,8 +41,6 @@ pub enum Error {
     UnknownRef(String),
     #[error("{what} are not supported by this daemon yet")]
     Unsupported { what: &'static str },
-    #[error("cache {direction} {kind:?} is not supported by this daemon yet")]
-    UnknownCache { direction: &'static str, kind: String },
     #[error("gateway return must be either result or err")]
     EmptyReturn,
     #[error("gateway result is already set")]
@@ -62,9 +60,7 @@ impl Classify for Error {
             | Self::MountRef { .. }
             | Self::ReturnRef(_)
             | Self::NoContainer(_) => Kind::NotFound,
-            Self::FrontendCap(_) | Self::Unsupported { .. } | Self::UnknownCache { .. } => {
-                Kind::Unimplemented
-            }
+            Self::FrontendCap(_) | Self::Unsupported { .. } => Kind::Unimplemented,
             Self::ContainerExists(_) => Kind::AlreadyExists,
             Self::SourceNotAllowed(_) => Kind::PermissionDenied,
             Self::FrontendGone | Self::Incomplete => Kind::Unknown,

@@ -10,6 +10,7 @@
 
 mod bridge;
 mod builder;
+mod caches;
 mod capabilities;
 mod containers;
 mod error;

@@ -8,6 +8,8 @@ use proto::pb;
 use solver::{Edge, Graph, Job, Solved};
 use tokio::sync::OnceCell;
 
+use crate::caches::Import;
+
 /// A definition, planned. Built when somebody needs it, once.
 pub(crate) struct Plan {
     /// As it came.
@@ -16,6 +18,7 @@ pub(crate) struct Plan {
     graph: Graph<Output>,
     edge: Edge,
     worker: Arc<Worker>,
+    imports: Vec<Import>,
     solved: OnceCell<Result<Arc<Solved<Output>>, Failure>>,
 }
 
@@ -25,6 +28,7 @@ impl Plan {
         worker: &Arc<Worker>,
         values: &BuildValues,
         definition: &pb::Definition,
+        imports: Vec<Import>,
     ) -> Result<Option<Self>, Failure> {
         if definition.def.is_empty() {
             return Ok(None);
@@ -40,6 +44,7 @@ impl Plan {
             graph,
             edge,
             worker: worker.clone(),
+            imports,
             solved: OnceCell::new(),
         }))
     }
@@ -49,7 +54,12 @@ impl Plan {
     pub(crate) async fn build(&self, job: &Job<Output>) -> Result<Arc<Solved<Output>>, Failure> {
         let solve = async || {
             self.worker.prepare(&self.llb).await?;
-            match job.build(self.graph.clone(), self.edge.clone()).await {
+            let mut sources = Vec::new();
+            for import in &self.imports {
+                sources.extend(job.scope().run(async { Ok(import.source().await) }).await?);
+            }
+            let graph = self.graph.clone().with_sources(sources);
+            match job.build(graph, self.edge.clone()).await {
                 Ok(solved) => Ok(Ok(Arc::new(solved))),
                 // Who asks again may have more patience.
                 Err(e) if e.is_canceled() => Err(e),

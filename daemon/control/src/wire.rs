@@ -40,8 +40,8 @@ pub(crate) fn request(r: wire::SolveRequest) -> Result<Request, Failure> {
     Ok(Request {
         id: r.r#ref,
         session: r.session,
-        // A definition without operations and metadata counts as none.
-        definition: r.definition.filter(|d| !d.def.is_empty() || !d.metadata.is_empty()),
+        // One without operations is an empty result; none at all is something else.
+        definition: r.definition,
         frontend: r.frontend,
         attrs: r.frontend_attrs,
         inputs: r.frontend_inputs,

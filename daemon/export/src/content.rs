@@ -13,8 +13,11 @@ use crate::error::Error;
 
 /// Brings a layer's bytes here.
 #[async_trait]
-pub(crate) trait Fetch: Send + Sync {
+pub trait Fetch: Send + Sync {
     /// Brings them, unless they are here.
+    ///
+    /// # Errors
+    /// When they cannot be had.
     async fn fetch(&self) -> Result<Pin, Failure>;
 }
 
@@ -91,8 +94,15 @@ impl Content {
     /// # Errors
     /// When it is not one of the image's, or cannot be fetched.
     pub(crate) async fn fetch(&self, digest: &Digest) -> Result<Pin, Failure> {
-        let blob = self.blobs.get(digest).ok_or_else(|| Error::NoContent { digest: digest.clone() })?;
-        blob.fetch().await
+        self.get(digest)?.fetch().await
+    }
+
+    /// Where the bytes of a blob are.
+    ///
+    /// # Errors
+    /// When it is not one of the image's.
+    pub(crate) fn get(&self, digest: &Digest) -> Result<Arc<dyn Fetch>, Error> {
+        self.blobs.get(digest).cloned().ok_or_else(|| Error::NoContent { digest: digest.clone() })
     }
 
     /// Reads a small blob of our own making.

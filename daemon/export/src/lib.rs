@@ -46,9 +46,14 @@ use session::{Caller, Sessions};
 use store::{Compression, Pin, Store};
 
 pub use attest::{Attestation, AttestationKind, MakeContent, Predicate, Subject, SubjectKind};
+pub use content::Fetch;
 pub use error::Error;
+pub use manifest::{Index, Manifest, layer_media_type};
 pub use names::{Images, Named};
+pub use oci::copy_blob;
+pub use options::compression;
 pub use platforms::{PlatformEntry, metadata_for, platforms};
+pub use push::{push_blob, source_label};
 pub use source::{InlineCache, Source};
 
 /// The compatibility version of this release, see [`Context::compatibility`].

@@ -37,30 +37,41 @@ const LAYERS: [(&str, &str); 6] = [
 /// A manifest. Empty lists of layers are `null`, as Go writes them.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct Manifest {
-    pub(crate) schema_version: u32,
+pub struct Manifest {
+    /// Always 2.
+    pub schema_version: u32,
+    /// What it says it is.
     #[serde(default)]
-    pub(crate) media_type: String,
+    pub media_type: String,
+    /// What kind of artifact it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) artifact_type: Option<String>,
-    pub(crate) config: Descriptor,
-    pub(crate) layers: Option<Vec<Descriptor>>,
+    pub artifact_type: Option<String>,
+    /// The config.
+    pub config: Descriptor,
+    /// The layers, lowest first.
+    pub layers: Option<Vec<Descriptor>>,
+    /// What it is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) subject: Option<Descriptor>,
+    pub subject: Option<Descriptor>,
+    /// Free text by key.
     #[serde(default, skip_serializing_if = "Texts::is_empty")]
-    pub(crate) annotations: Texts,
+    pub annotations: Texts,
 }
 
 /// An index.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct Index {
-    pub(crate) schema_version: u32,
+pub struct Index {
+    /// Always 2.
+    pub schema_version: u32,
+    /// What it says it is.
     #[serde(default)]
-    pub(crate) media_type: String,
-    pub(crate) manifests: Vec<Descriptor>,
+    pub media_type: String,
+    /// The entries.
+    pub manifests: Vec<Descriptor>,
+    /// Free text by key.
     #[serde(default, skip_serializing_if = "Texts::is_empty")]
-    pub(crate) annotations: Texts,
+    pub annotations: Texts,
 }
 
 /// The types an image is made of: those of OCI, or of Docker.
@@ -89,15 +100,7 @@ impl Types {
     /// The descriptor of a layer in a manifest of these types.
     pub(crate) fn layer(self, layer: &Layer, keep_nondist: bool) -> Descriptor {
         let mut descriptor = layer.descriptor.clone();
-        let found = LAYERS
-            .iter()
-            .position(|(oci, docker)| *oci == descriptor.media_type || *docker == descriptor.media_type);
-        if let Some(at) = found {
-            // The first three can be distributed, the others correspond to them.
-            let at = if keep_nondist { at } else { at % 3 };
-            let (oci, docker) = LAYERS[at];
-            descriptor.media_type = (if self.oci { oci } else { docker }).to_owned();
-        }
+        descriptor.media_type = layer_type(&descriptor.media_type, self.oci, keep_nondist).to_owned();
         if !keep_nondist {
             descriptor.urls.clear();
         }
@@ -109,6 +112,20 @@ impl Types {
         }
         descriptor
     }
+}
+
+/// The media type of a layer that may be distributed, in the words of OCI or of
+/// Docker. One that is of neither stays.
+pub fn layer_media_type(media_type: &str, oci: bool) -> &str {
+    layer_type(media_type, oci, false)
+}
+
+fn layer_type(media_type: &str, oci: bool, keep_nondist: bool) -> &str {
+    let is = |(a, b): &(&str, &str)| *a == media_type || *b == media_type;
+    let Some(at) = LAYERS.iter().position(is) else { return media_type };
+    // The first three can be distributed, the others correspond to them.
+    let (in_oci, in_docker) = LAYERS[if keep_nondist { at } else { at % 3 }];
+    if oci { in_oci } else { in_docker }
 }
 
 /// Whether a layer is not to be given away.

@@ -178,7 +178,7 @@ impl Exporter for Archive {
             self.send(&caller, parts, root, &names, &response, context).await?;
         } else {
             for pin in parts.blobs.into_iter().chain(parts.manifests) {
-                context.scope.run(copy_blob(&caller, &pin)).await?;
+                context.scope.run(copy_blob(&caller, STORE, &pin)).await?;
             }
         }
         let pins = image.content.own().to_vec();
@@ -273,11 +273,14 @@ fn docker_manifest(manifest: &Manifest, names: &[Reference]) -> Result<Vec<u8>, 
     gojson::to_vec(&[entry]).map_err(Error::json("unable to create manifests file"))
 }
 
-/// Writes a blob into the client's content store, unless it is there.
-async fn copy_blob(caller: &Caller, pin: &Pin) -> Result<(), Failure> {
+/// Writes a blob into the client's content store `store`, unless it is there.
+///
+/// # Errors
+/// When the client does not take it, or it cannot be read.
+pub async fn copy_blob(caller: &Caller, store: &str, pin: &Pin) -> Result<(), Failure> {
     let digest = pin.digest();
     let reference = format!("blob-{digest}");
-    let Some(mut writer) = caller.write_blob(STORE, &reference, digest, pin.size()).await? else {
+    let Some(mut writer) = caller.write_blob(store, &reference, digest, pin.size()).await? else {
         return Ok(());
     };
     let offset = writer.offset();

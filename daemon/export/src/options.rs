@@ -91,7 +91,10 @@ impl ImageOptions {
 }
 
 /// Reads the layer options; they stay in `attrs`, as metadata.
-fn compression(attrs: &Attrs) -> Result<Compression, Error> {
+///
+/// # Errors
+/// An option that makes no sense.
+pub fn compression(attrs: &BTreeMap<String, String>) -> Result<Compression, Error> {
     let mut out = Compression::default();
     if let Some(kind) = attrs.get("compression") {
         out.kind = CompressionKind::from_str(kind)

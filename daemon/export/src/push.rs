@@ -15,7 +15,7 @@ use registry::{Access, MAX_MANIFEST, Reference, Registries, Repository};
 use store::Store;
 use tokio::io::{AsyncRead, AsyncSeekExt};
 
-use crate::content::Content;
+use crate::content::{Content, Fetch};
 use crate::error::Error;
 use crate::manifest::{Index, Manifest, is_nondistributable};
 
@@ -65,7 +65,13 @@ pub(crate) async fn push(push: &Push, target: &str) -> Result<(), Failure> {
 
     let status = push.progress.counter("pushing layers", 0);
     let parts = parts(push).await?;
-    let work: Vec<_> = parts.blobs.iter().map(|blob| push_blob(push, &repository, blob)).collect();
+    let send = |blob: &Descriptor| Ok::<_, Error>((blob.clone(), push.content.get(&blob.digest)?));
+    let blobs = parts.blobs.iter().map(send).collect::<Result<Vec<_>, _>>()?;
+    let repository_of = &repository;
+    let work: Vec<_> = blobs
+        .into_iter()
+        .map(|(blob, bytes)| async move { push_blob(&push.store, repository_of, &blob, bytes).await })
+        .collect();
     stream::iter(work).buffer_unordered(AT_ONCE).try_collect::<()>().await?;
     status.finish();
 
@@ -117,11 +123,25 @@ fn parse<T: serde::de::DeserializeOwned>(json: &[u8]) -> Result<T, Error> {
     serde_json::from_slice(json).map_err(Error::json("invalid manifest"))
 }
 
-async fn push_blob(push: &Push, repository: &Repository, blob: &Descriptor) -> Result<(), Failure> {
+/// The label on a blob that says which repositories of the registry `domain` have it.
+pub fn source_label(domain: &str) -> String {
+    format!("{SOURCE_LABEL}{domain}")
+}
+
+/// Makes a repository have the blob `blob`: from a neighbour that is known to
+/// have it, by labels or annotations, or else with `bytes`.
+///
+/// # Errors
+/// When the registry does not take it, or the bytes cannot be had.
+pub async fn push_blob(
+    store: &Store,
+    repository: &Repository,
+    blob: &Descriptor,
+    bytes: Arc<dyn Fetch>,
+) -> Result<(), Failure> {
     let reference = repository.reference();
-    let label = format!("{SOURCE_LABEL}{}", reference.domain());
-    let blobs = push.store.blobs().clone();
-    let digest = blob.digest.clone();
+    let label = source_label(reference.domain());
+    let (blobs, digest) = (store.blobs().clone(), blob.digest.clone());
     let info = base::task::blocking(move || Ok(blobs.info(&digest)?)).await?;
     let noted = info.as_ref().and_then(|info| info.labels.get(&label)).cloned().unwrap_or_default();
     let mut neighbours: Vec<String> =
@@ -130,7 +150,7 @@ async fn push_blob(push: &Push, repository: &Repository, blob: &Descriptor) -> R
     let known = neighbours.iter().any(|path| path == reference.path());
     neighbours.retain(|path| path != reference.path());
 
-    let bytes = Lazy { content: push.content.clone(), store: push.store.clone(), blob: blob.clone() };
+    let bytes = Lazy { bytes, store: store.clone() };
     repository.push_blob(blob, Arc::new(bytes), &neighbours, None).await?;
 
     if !known && info.is_some() {
@@ -138,7 +158,7 @@ async fn push_blob(push: &Push, repository: &Repository, blob: &Descriptor) -> R
         paths.push(reference.path());
         paths.sort_unstable();
         let labels = BTreeMap::from([(label, paths.join(","))]);
-        let (store, digest) = (push.store.clone(), blob.digest.clone());
+        let (store, digest) = (store.clone(), blob.digest.clone());
         // Only a hint; the blob may be gone by now.
         _ = base::task::blocking(move || {
             Ok(store.db().write_lazily(|tx| store.blobs().label(tx, &digest, &labels))?)
@@ -150,15 +170,14 @@ async fn push_blob(push: &Push, repository: &Repository, blob: &Descriptor) -> R
 
 /// A blob that is fetched only if the registry does not have it.
 struct Lazy {
-    content: Arc<Content>,
+    bytes: Arc<dyn Fetch>,
     store: Store,
-    blob: Descriptor,
 }
 
 #[async_trait]
 impl registry::Source for Lazy {
     async fn open(&self, offset: u64) -> io::Result<StdPin<Box<dyn AsyncRead + Send>>> {
-        let pin = self.content.fetch(&self.blob.digest).await.map_err(|e| io::Error::other(e.to_string()))?;
+        let pin = self.bytes.fetch().await.map_err(|e| io::Error::other(e.to_string()))?;
         let mut file = tokio::fs::File::open(self.store.blobs().path(pin.digest())).await?;
         file.seek(io::SeekFrom::Start(offset)).await?;
         Ok(Box::pin(Pinned { file, _pin: pin }))

@@ -40,7 +40,8 @@ impl ResultStore<Output> for Results {
         match self.refs.get(id) {
             Ok(found) => {
                 self.images.reattach(&found, cx)?;
-                Ok(Some(Some(found)))
+                // Whoever had its layers may be gone, such as a client's directory.
+                Ok(found.can_be_had()?.then_some(Some(found)))
             }
             Err(e) => match Failure::from(e) {
                 gone if gone.kind() == Kind::NotFound => Ok(None),

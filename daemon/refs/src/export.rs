@@ -101,7 +101,7 @@ impl Ref {
         let mut blobs = Vec::new();
         for held in layers_of(&self.held)? {
             let record = held.record()?;
-            let Some(blob) = record.blob.clone() else { return Ok(None) };
+            let Some(blob) = held.usable_blob()? else { return Ok(None) };
             blobs.push(LayerBlob {
                 descriptor: blob.descriptor,
                 diff_id: blob.diff_id,
@@ -117,7 +117,8 @@ impl Ref {
 
 async fn layer_blob(held: &Arc<Held>, compression: Compression) -> Result<Blob, Failure> {
     let record = held.record()?;
-    let Some(blob) = record.blob.clone() else {
+    let asked = held.clone();
+    let Some(blob) = blocking(move || Ok(asked.usable_blob()?)).await? else {
         return write(held, compression).await;
     };
     let fits =

@@ -14,7 +14,7 @@ use sys::mount::Mounted;
 use crate::fetch::{BlobSource, Provider};
 use crate::lazy::Unpacked;
 use crate::ledger::{META, pair};
-use crate::model::{Content, Record, RecordType};
+use crate::model::{Blob, Content, Record, RecordType};
 use crate::open::Inner;
 use crate::{Error, Refs};
 
@@ -60,6 +60,24 @@ impl Held {
             }
         }
         all
+    }
+
+    /// The blob it is known by, unless that cannot be had any more while its
+    /// files are here: then it is forgotten, and can be written again.
+    pub(crate) fn usable_blob(&self) -> Result<Option<Blob>, Error> {
+        let record = self.record()?;
+        let Some(blob) = &record.blob else { return Ok(None) };
+        let store = &self.refs.ledger.store;
+        if record.snapshot.is_none()
+            || self.provider().is_some()
+            || store.blobs().info(&blob.descriptor.digest)?.is_some()
+        {
+            return Ok(Some(blob.clone()));
+        }
+        self.refs.ledger.update(&self.id, false, |record| {
+            (record.blob, record.chain, record.blob_chain) = (None, None, None);
+        })?;
+        Ok(None)
     }
 
     pub(crate) fn attach(&self, provider: Provider) {
@@ -184,6 +202,41 @@ impl Ref {
     pub fn is_lazy(&self) -> bool {
         let lazy = |held: &Arc<Held>| held.record().is_ok_and(|r| r.snapshot.is_none() && r.blob.is_some());
         self.held.with_ancestors().into_iter().any(lazy)
+    }
+
+    /// Whether its files are here or there is a source for what is missing.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn can_be_had(&self) -> Result<bool, Error> {
+        let store = &self.held.refs.ledger.store;
+        for held in self.held.with_ancestors() {
+            let record = held.record()?;
+            if let Some(blob) = record.blob.as_ref().filter(|_| record.snapshot.is_none())
+                && held.provider().is_none()
+                && store.blobs().info(&blob.descriptor.digest)?.is_none()
+            {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Whether the blob of one of its layers, or of what is below, is not here,
+    /// whether or not its files are.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn lacks_blobs(&self) -> Result<bool, Error> {
+        let blobs = self.held.refs.ledger.store.blobs();
+        for held in self.held.with_ancestors() {
+            if let Some(blob) = &held.record()?.blob
+                && blobs.info(&blob.descriptor.digest)?.is_none()
+            {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Where its missing blobs, and those of what is below, can be fetched

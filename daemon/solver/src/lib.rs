@@ -28,4 +28,4 @@ pub use error::Error;
 pub use graph::{CacheMap, Dep, Edge, Graph, KeyDigest, Operation, Vertex};
 pub use index::{Change, KeyId, KeyIndex, Link, Record, ResultStore, Source, sweep};
 pub use memory::MemoryIndex;
-pub use solver::{Census, Deps, Job, KeyNode, KeyUse, Keys, Solved, Solver};
+pub use solver::{Census, Deps, Job, KeyNode, KeyResult, KeyUse, Keys, Solved, Solver};

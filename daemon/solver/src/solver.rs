@@ -289,7 +289,17 @@ pub struct KeyNode {
     /// Per input, the keys it is known by.
     pub deps: Vec<Vec<KeyUse>>,
     /// Known results, the newest first.
-    pub results: Vec<Record>,
+    pub results: Vec<KeyResult>,
+}
+
+/// A result of a key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeyResult {
+    /// The result.
+    pub record: Record,
+    /// The further source it was found in, [`crate::Source::id`]; `None` for the
+    /// solver's own store.
+    pub source: Option<Arc<str>>,
 }
 
 /// A key as the input of another.

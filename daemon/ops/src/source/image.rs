@@ -207,19 +207,20 @@ impl Images {
     }
 
     /// Where the layers of an image come from.
-    pub(crate) fn layers(&self, reference: Reference, sessions: &[String]) -> Arc<dyn BlobSource> {
-        Arc::new(Layers { registries: self.registries.clone(), access: self.access(sessions), reference })
+    pub fn layers(&self, reference: Reference, access: Access) -> Arc<dyn BlobSource> {
+        Arc::new(Layers { registries: self.registries.clone(), access, reference })
     }
+
     /// Gives a result that was pulled earlier, and is not all here, its source back.
     pub(crate) fn reattach(&self, result: &Ref, cx: &Cx) -> Result<(), Failure> {
-        if !result.is_lazy() {
+        if !result.lacks_blobs()? {
             return Ok(());
         }
         let mut below = vec![result.clone()];
         while let Some(layer) = below.pop() {
             match layer.get_meta(ORIGIN)?.and_then(|name| String::from_utf8(name).ok()) {
                 Some(name) => {
-                    let source = self.layers(registry::parse(&name)?, &sessions(cx));
+                    let source = self.layers(registry::parse(&name)?, self.access(&sessions(cx)));
                     layer.attach(source, cx.progress.clone());
                 }
                 None => below.extend(layer.parents()),
@@ -227,6 +228,15 @@ impl Images {
         }
         Ok(())
     }
+}
+
+/// Notes the image name under which the layers of `result` are found when it is
+/// needed again.
+///
+/// # Errors
+/// When the store refuses.
+pub fn set_origin(result: &Ref, name: &str) -> Result<(), Failure> {
+    Ok(result.set_meta(ORIGIN, name.as_bytes())?)
 }
 
 fn key(root: &Digest, platform: &Platform) -> String {
@@ -422,10 +432,11 @@ impl Operation<Output> for ImageSource {
     async fn run(&self, _: Vec<Output>, cx: &Cx) -> Result<Vec<Output>, Failure> {
         let image = self.image(cx).await?;
         let layers = self.layers(image, &self.config(image)?)?;
-        let source = self.worker.images.layers(self.wanted.reference.clone(), &sessions(cx));
+        let images = &self.worker.images;
+        let source = images.layers(self.wanted.reference.clone(), images.access(&sessions(cx)));
         let result = self.worker.refs.image(layers, source, self.record_type, cx.progress.clone()).await?;
         if let Some(result) = &result {
-            result.set_meta(ORIGIN, self.wanted.reference.to_string().as_bytes())?;
+            set_origin(result, &self.wanted.reference.to_string())?;
         }
         Ok(vec![result])
     }

@@ -11,9 +11,9 @@ use super::types::{
 };
 use crate::error::Error;
 use crate::graph::KeyDigest;
-use crate::index::{KeyId, Record};
+use crate::index::KeyId;
 use crate::keys::content_key;
-use crate::solver::{KeyNode, KeyUse, Keys};
+use crate::solver::{KeyNode, KeyResult, KeyUse, Keys};
 
 impl Core {
     pub(super) fn submit(
@@ -264,9 +264,14 @@ impl Core {
         let edge = self.edge(at);
         let (ids, records) = match edge {
             Some(edge) => {
-                let found = edge.records.iter().map(|f| (f.key.clone(), f.record.clone()));
-                let own = edge.record.iter().flat_map(|r| edge.keys.iter().map(|k| (k.clone(), r.clone())));
-                (edge.keys.clone(), own.chain(found).collect::<Vec<(KeyId, Record)>>())
+                let found = edge.records.iter().map(|f| {
+                    (f.key.clone(), KeyResult { record: f.record.clone(), source: f.source.clone() })
+                });
+                let own = edge.record.iter().flat_map(|record| {
+                    let result = KeyResult { record: record.clone(), source: None };
+                    edge.keys.iter().map(move |key| (key.clone(), result.clone()))
+                });
+                (edge.keys.clone(), own.chain(found).collect::<Vec<(KeyId, KeyResult)>>())
             }
             None => (Vec::new(), Vec::new()),
         };
@@ -279,13 +284,13 @@ impl Core {
             } else {
                 ids.clone()
             };
-            let mut results: Vec<Record> = Vec::new();
-            for (key, record) in &records {
-                if ids.contains(key) && !results.iter().any(|known| known.id == record.id) {
-                    results.push(record.clone());
+            let mut results: Vec<KeyResult> = Vec::new();
+            for (key, result) in &records {
+                if ids.contains(key) && !results.iter().any(|known| known.record.id == result.record.id) {
+                    results.push(result.clone());
                 }
             }
-            results.sort_by_key(|record| std::cmp::Reverse(record.created));
+            results.sort_by_key(|result| std::cmp::Reverse(result.record.created));
             let vertex = Some(node.key.digest.clone());
             let deps = deps.clone();
             all.push(KeyNode { ids, digest, output, vertex, export: node.export, deps, results });
