@@ -146,3 +146,17 @@ fn the_document_is_that_of_others() {
     assert_eq!(config.layers[1].parent, 0);
     assert_eq!(String::from_utf8(config.json().unwrap()).unwrap(), json);
 }
+
+/// A cache written by moby/buildkit v0.32.2 of a Dockerfile with two stages.
+const GOLDEN: &str = include_str!("golden.json");
+
+#[test]
+fn what_others_wrote_is_written_the_same() {
+    let config = Config::parse(GOLDEN.as_bytes()).unwrap();
+    assert_eq!(String::from_utf8(config.json().unwrap()).unwrap(), GOLDEN);
+    let descriptor = |layer: &config::Layer| Descriptor::new("", layer.blob.clone(), 1);
+    let known = config.layers.iter().map(|layer| (layer.blob.clone(), descriptor(layer))).collect();
+    let mut chains = Chains::default();
+    chains.read(&config, &known).unwrap();
+    assert_eq!(String::from_utf8(chains.config(&HashSet::new()).json().unwrap()).unwrap(), GOLDEN);
+}
