@@ -28,7 +28,7 @@ install:
 	install -D -m 755 -t $(DESTDIR)$(PREFIX)/bin $(PROGRAMS)/buildkitd $(PROGRAMS)/buildctl
 	install -D -m 755 -t $(DESTDIR)$(PREFIX)/libexec/buildkit-cni $(PROGRAMS)/buildkit-cni
 	strip $(DESTDIR)$(PREFIX)/bin/buildkitd $(DESTDIR)$(PREFIX)/bin/buildctl $(DESTDIR)$(PREFIX)/libexec/buildkit-cni/buildkit-cni
-	for plugin in bridge host-local static loopback firewall portmap tuning dummy; do \
+	for plugin in bridge ptp macvlan ipvlan dummy loopback host-local static firewall portmap tuning bandwidth; do \
 	    ln -sf buildkit-cni $(DESTDIR)$(PREFIX)/libexec/buildkit-cni/$$plugin || exit 1; done
 	install -D -m 644 -t $(DESTDIR)$(UNITDIR) systemd/buildkitd.socket
 	sed 's|@BINDIR@|$(PREFIX)/bin|' systemd/buildkitd.service | install -D -m 644 /dev/stdin $(DESTDIR)$(UNITDIR)/buildkitd.service

@@ -11,7 +11,7 @@ suite="${BUILDKIT_TEST_SUITE:-bookworm}"
 what="${1:-all}"
 
 run_packages="runc crun git openssh-client iproute2 iptables nftables busybox-static ca-certificates"
-test_packages="docker-registry docker.io containerd openssl systemd-container mmdebstrap containernetworking-plugins"
+test_packages="docker-registry docker.io containerd openssl systemd-container mmdebstrap containernetworking-plugins containerd podman"
 
 install_missing() {
     missing=""

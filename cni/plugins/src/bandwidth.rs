@@ -15,7 +15,7 @@ use crate::netlink::Socket;
 pub(crate) struct Bandwidth;
 
 /// Bits in a second, and bits.
-#[derive(Deserialize, Default, Clone, Copy)]
+#[derive(Deserialize, Default, Clone, Copy, PartialEq, Eq)]
 #[serde(rename_all = "camelCase", default)]
 struct Rates {
     ingress_rate: u64,
@@ -46,13 +46,17 @@ struct Limits {
 }
 
 impl Conf {
-    /// What the runtime says goes before what the file says.
+    /// What the file says goes before what the runtime says, as it does in the plugin everyone
+    /// knows.
     fn limits(&self) -> Result<Limits, PluginError> {
         if !self.shaped_subnets.is_empty() || !self.unshaped_subnets.is_empty() {
             let text = "bandwidth: shapedSubnets and unshapedSubnets are not supported";
             return Err(PluginError::new(Code::UnsupportedField, text));
         }
-        let rates = self.runtime_config.bandwidth.unwrap_or(self.rates);
+        let rates = match self.runtime_config.bandwidth {
+            Some(said) if self.rates == Rates::default() => said,
+            _ => self.rates,
+        };
         Ok(Limits {
             to_container: limit("ingress", rates.ingress_rate, rates.ingress_burst)?,
             from_container: limit("egress", rates.egress_rate, rates.egress_burst)?,
@@ -176,10 +180,13 @@ mod tests {
         let both = both.unwrap();
         assert_eq!(both.to_container, Some(Limit { rate: 1000, burst: 2000 }));
         assert_eq!(both.from_container, Some(Limit { rate: 100, burst: 10 }));
-        let runtime = r#"{"ingressRate":8000,"ingressBurst":16000,
-            "runtimeConfig":{"bandwidth":{"egressRate":80,"egressBurst":80}}}"#;
+        let runtime = r#"{"runtimeConfig":{"bandwidth":{"egressRate":80,"egressBurst":80}}}"#;
         let runtime = read(runtime).unwrap();
         assert_eq!((runtime.to_container, runtime.from_container.is_some()), (None, true));
+        let both = r#"{"ingressRate":8,"ingressBurst":8,
+            "runtimeConfig":{"bandwidth":{"egressRate":80,"egressBurst":80}}}"#;
+        let both = read(both).unwrap();
+        assert_eq!((both.to_container.is_some(), both.from_container), (true, None));
         for bad in [
             r#"{"ingressRate":8000}"#,
             r#"{"egressBurst":8000}"#,

@@ -1,6 +1,13 @@
 //! Real networks in network namespaces of their own. Needs root.
 
 #[allow(clippy::unwrap_used)] // of tests
+mod foreign;
+mod fuzz;
+#[allow(clippy::unwrap_used)] // of tests
+mod hostile;
+#[allow(clippy::unwrap_used)] // of tests
+mod plugins;
+#[allow(clippy::unwrap_used)] // of tests
 mod support;
 
 use std::mem::ManuallyDrop;

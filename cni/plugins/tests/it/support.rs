@@ -191,6 +191,16 @@ impl World {
         Self::connect(from, Self::OUTSIDE, self.server.port).map(|text| text.parse().unwrap())
     }
 
+    /// Nothing outside answers somebody in `from`.
+    pub(crate) fn refused_outside(&self, from: &NetNs) -> bool {
+        Self::refuses(from, Self::OUTSIDE, self.server.port)
+    }
+
+    /// Where the one outside listens.
+    pub(crate) fn port(&self) -> u16 {
+        self.server.port
+    }
+
     /// As [`Self::ask`], by IPv6.
     pub(crate) fn ask6(&self, from: &NetNs) -> std::io::Result<IpAddr> {
         Self::connect(from, Self::OUTSIDE6, self.server.port).map(|text| text.parse().unwrap())
@@ -201,9 +211,30 @@ impl World {
         String::from_utf8(out.stdout).unwrap().lines().map(str::to_owned).collect()
     }
 
+    /// The kernel can make interfaces of a kind on another.
+    pub(crate) fn makes(&self, kind: &str) -> bool {
+        let id = if kind == "vlan" { " id 9" } else { "" };
+        self.tries(&format!("ip link add try0 link down0 type {kind}{id}"))
+    }
+
     /// The kernel can make interfaces that lead nowhere.
     pub(crate) fn has_dummies(&self) -> bool {
-        self.outside.run(|| Socket::route().unwrap().create("try0", "dummy", 0).is_ok()).unwrap()
+        self.tries("ip link add try0 type dummy")
+    }
+
+    /// The kernel can make bridges that keep VLANs apart.
+    pub(crate) fn makes_vlan_bridges(&self) -> bool {
+        self.tries("ip link add try0 type bridge vlan_filtering 1")
+    }
+
+    fn tries(&self, line: &str) -> bool {
+        self.outside
+            .run(|| {
+                let made = std::process::Command::new("sh").args(["-c", line]).output().unwrap();
+                _ = std::process::Command::new("sh").args(["-c", "ip link delete try0"]).output();
+                made.status.success()
+            })
+            .unwrap()
     }
 
     pub(crate) fn delete_link(&self, name: &str) {
