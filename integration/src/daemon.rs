@@ -122,7 +122,7 @@ impl Daemon {
         args.extend(self.options.args.iter().map(OsString::from));
         let mut service = Service::start("buildkitd", &program, args, &[], self.path("log"))?;
         // The socket is there before the daemon is ready to serve.
-        let socket = self.path("buildkitd.sock");
+        let socket = self.socket();
         service.wait_until(START, || UnixStream::connect(&socket).ok())?;
         let (client, addr) = (places::program("buildctl")?, self.addr());
         let serves = || {
@@ -151,7 +151,12 @@ impl Daemon {
 
     /// Its address.
     pub fn addr(&self) -> String {
-        format!("unix://{}", self.path("buildkitd.sock").display())
+        format!("unix://{}", self.socket().display())
+    }
+
+    /// Where it listens.
+    pub fn socket(&self) -> PathBuf {
+        self.path("buildkitd.sock")
     }
 
     /// Its process id, zero when it is stopped.

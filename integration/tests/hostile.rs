@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use integration::bench::Client::{Buildctl, Buildx};
-use integration::image::{digest, raw_entry};
+use integration::image::raw_entry;
+use integration::llb::{encode, input, op, source};
 use integration::mock::{Mock, Reply};
 use integration::process::{Reaped, run};
 use integration::{Bench, Options, Project, suite};
@@ -114,24 +115,6 @@ fn clients_that_vanish(bench: &Bench) -> Result<()> {
     let tree = bench.export(Buildctl, &project, &[])?;
     ensure!(std::fs::read(tree.path().join("f39"))? == vec![39; 4 << 20]);
     bench.daemon.quiet_within(Duration::from_secs(5))
-}
-
-fn encode(ops: &[pb::Op]) -> Vec<u8> {
-    pb::Definition { def: ops.iter().map(Message::encode_to_vec).collect(), ..pb::Definition::default() }
-        .encode_to_vec()
-}
-
-fn op(inputs: Vec<pb::Input>, op: Option<pb::op::Op>) -> pb::Op {
-    pb::Op { inputs, op, ..pb::Op::default() }
-}
-
-fn source(identifier: &str) -> pb::Op {
-    let source = pb::SourceOp { identifier: identifier.into(), ..pb::SourceOp::default() };
-    op(Vec::new(), Some(pb::op::Op::Source(source)))
-}
-
-fn input(of: &pb::Op, index: i64) -> pb::Input {
-    pb::Input { digest: digest(&of.encode_to_vec()), index }
 }
 
 fn broken_llb(bench: &Bench) -> Result<()> {

@@ -11,7 +11,7 @@ use base::task::Scope;
 use base::{Digest, Failure, Kind, Timestamp};
 use export::Exporter;
 use frontend::gateway::{CacheImport, FrontendResult, Gateway as _, Options, Solve};
-use ops::{BuildValues, Entitlement, Output, Results, Worker};
+use ops::{BuildValues, Entitlement, Entitlements, Output, Results, Worker};
 use parking_lot::Mutex;
 use solver::{Job, KeyIndex, ResultStore as _, Solver};
 use tokio::sync::watch;
@@ -272,13 +272,12 @@ impl Builder {
         if request.id.is_empty() {
             return Err(Error::NoRef.into());
         }
-        let mut entitlements = BTreeSet::new();
+        let mut entitlements = Entitlements::default();
         for text in &request.entitlements {
-            let entitlement: Entitlement = text.parse()?;
+            let entitlement = entitlements.grant(text)?;
             if !self.deps.allowed.contains(&entitlement) {
                 return Err(Error::Entitlement(entitlement).into());
             }
-            entitlements.insert(entitlement);
         }
         Ok(BuildValues { session: request.session.clone(), entitlements })
     }

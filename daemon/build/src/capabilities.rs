@@ -13,7 +13,6 @@ const MISSING: &[&str] = &[
     caps::CACHE_AZBLOB,
     caps::CACHE_GHA,
     caps::CACHE_S3,
-    caps::EXEC_META_CDI,
     caps::EXEC_META_NETWORK_PROXY,
     caps::EXEC_META_SECURITY_DEVICES_V1,
     caps::EXPORTER_IMAGE_ATTESTATIONS,

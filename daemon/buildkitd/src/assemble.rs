@@ -98,6 +98,7 @@ pub(crate) async fn daemon(settings: &Settings, scope: &Scope) -> Result<Daemon>
         parallelism: settings.parallelism.map(|n| Arc::new(Semaphore::new(n))),
         contents: Contents::default(),
         cache_mounts: CacheMounts::default(),
+        devices: settings.devices.clone(),
         scratch,
         log_limits: settings.log_limits,
     });

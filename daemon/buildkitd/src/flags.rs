@@ -120,6 +120,14 @@ pub(crate) struct Flags {
     #[arg(long, value_name = "MB")]
     pub(crate) oci_worker_gc_keepstorage: Option<String>,
 
+    /// Do without devices of the Container Device Interface
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = BoolishValueParser::new())]
+    pub(crate) cdi_disabled: Option<bool>,
+
+    /// Directory in which such devices are described (repeatable)
+    #[arg(long, value_name = "DIR")]
+    pub(crate) cdi_spec_dir: Vec<PathBuf>,
+
     /// Not served by this daemon: only false and auto are accepted
     #[arg(long, value_name = "false|auto", num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "auto")]
     pub(crate) containerd_worker: String,

@@ -41,6 +41,7 @@ pub(crate) struct Settings {
     pub(crate) history: build::HistoryLimits,
     pub(crate) frontends: build::Frontends,
     pub(crate) log_limits: ops::LogLimits,
+    pub(crate) devices: exec::Devices,
 }
 
 /// The network of build steps, as asked for.
@@ -93,6 +94,13 @@ impl Policies {
 
 const DEFAULT_ADDRESS: &str = "unix:///run/buildkit/buildkitd.sock";
 const DEFAULT_ROOT: &str = "/var/lib/buildkit";
+const CDI_DIRS: [&str; 3] = ["/etc/cdi", "/var/run/cdi", "/etc/buildkit/cdi"];
+
+/// What builds may be granted; devices, wherever they can be had.
+fn entitlements(allowed: &[String], devices: bool) -> Result<BTreeSet<Entitlement>> {
+    let allowed = allowed.iter().map(|e| e.parse::<Entitlement>().map_err(to_anyhow));
+    allowed.chain(devices.then_some(Ok(Entitlement::Device))).collect()
+}
 
 impl Settings {
     /// Flags over configuration over defaults.
@@ -117,6 +125,7 @@ impl Settings {
             flags => flags.to_vec(),
         };
         let runtime = flags.oci_worker_binary.or(oci.binary);
+        let cdi = !flags.cdi_disabled.or(config.cdi.disabled).unwrap_or(false);
         Ok(Self {
             root,
             addresses: first(vec![flags.addr, config.grpc.address, vec![DEFAULT_ADDRESS.to_owned()]]),
@@ -131,10 +140,17 @@ impl Settings {
             },
             anybody: flags.allow_unauthenticated_tcp || config.grpc.allow_unauthenticated_tcp,
             grace: grace(flags.shutdown_grace.as_deref(), config.system.shutdown_grace)?,
-            entitlements: allowed
-                .iter()
-                .map(|e| e.parse::<Entitlement>().map_err(to_anyhow))
-                .collect::<Result<_>>()?,
+            entitlements: entitlements(&allowed, cdi)?,
+            devices: if cdi {
+                let dirs = first(vec![
+                    flags.cdi_spec_dir,
+                    config.cdi.spec_dirs,
+                    CDI_DIRS.iter().map(PathBuf::from).collect(),
+                ]);
+                exec::Devices::new(dirs, config.cdi.auto_allowed)
+            } else {
+                exec::Devices::default()
+            },
             labels,
             platforms: platforms.iter().map(|p| Ok(p.parse::<Platform>()?)).collect::<Result<_>>()?,
             snapshotter: snapshotter(flags.oci_worker_snapshotter.or(oci.snapshotter).as_deref())?,
@@ -183,7 +199,7 @@ fn to_anyhow(failure: base::Failure) -> anyhow::Error {
 }
 
 /// The first list that is not empty.
-fn first(lists: Vec<Vec<String>>) -> Vec<String> {
+fn first<T>(lists: Vec<Vec<T>>) -> Vec<T> {
     lists.into_iter().find(|list| !list.is_empty()).unwrap_or_default()
 }
 

@@ -37,16 +37,26 @@ impl Control {
         &self.deps.builder
     }
 
-    fn worker_record(&self) -> wire::types::WorkerRecord {
+    async fn worker_record(&self) -> Result<wire::types::WorkerRecord, Failure> {
         let builder = self.builder();
-        wire::types::WorkerRecord {
+        let devices = builder.worker().devices.clone();
+        let devices = base::task::blocking(move || Ok(devices.list())).await?;
+        Ok(wire::types::WorkerRecord {
             id: builder.info().id.clone(),
             labels: builder.info().labels.clone(),
             platforms: builder.worker().platforms.iter().map(build::platform_to_wire).collect(),
             gc_policy: self.deps.policies.borrow().iter().map(convert::policy).collect(),
             buildkit_version: Some(convert::version()),
-            cdi_devices: Vec::new(),
-        }
+            cdi_devices: devices
+                .into_iter()
+                .map(|device| wire::types::CdiDevice {
+                    name: device.name,
+                    auto_allow: device.auto_allow,
+                    annotations: device.annotations,
+                    on_demand: false,
+                })
+                .collect(),
+        })
     }
 }
 
@@ -81,7 +91,7 @@ impl Service for Control {
         &self,
         request: Request<wire::ListWorkersRequest>,
     ) -> Result<Response<wire::ListWorkersResponse>, Status> {
-        let record = self.worker_record();
+        let record = self.worker_record().await.map_err(status)?;
         let filters = Filters::parse(&request.into_inner().filter).map_err(status)?;
         let wanted = filters.matches(|path| match path {
             ["id"] => Some(record.id.clone()),

@@ -12,6 +12,7 @@
 //! ledger from which [`Executor::new`] removes what an earlier daemon left.
 
 mod bundle;
+mod cdi;
 mod cgroup;
 mod error;
 mod executor;
@@ -26,14 +27,15 @@ mod seccomp;
 mod spec;
 mod user;
 
+pub use cdi::{DeviceError, DeviceInfo, Devices};
 pub use cgroup::hide_hybrid_cgroup;
 pub use error::Error;
 pub use executor::{Config, Executor};
 pub use io::{Input, Io, LogFn, Output, WindowSize};
 pub use network::{Attachment, HostNetwork, Namespace, Network};
 pub use process::{
-    Device, Exit, HostAddress, Mount, NetworkMode, Process, Reason, Resources, Security, Source, Ulimit,
-    unsuccessful,
+    Device, Exit, Hook, HostAddress, Mount, NetworkMode, Process, Reason, Resources, Security, Source,
+    Ulimit, unsuccessful,
 };
 pub use spec::DEFAULT_PATH;
 pub use user::{User, lookup as lookup_user};

@@ -1,5 +1,6 @@
 //! What to run, and how it ended.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
@@ -43,6 +44,14 @@ pub struct Process {
     pub cgroup_parent: String,
     /// Devices besides those every sandbox has.
     pub devices: Vec<Device>,
+    /// Network interfaces of the host that move into the sandbox, with their names there.
+    pub net_devices: BTreeMap<String, String>,
+    /// Groups of the process besides those of its user.
+    pub groups: Vec<u32>,
+    /// Programs of the host that the runtime calls on the way.
+    pub hooks: Vec<Hook>,
+    /// The runtime's `intelRdt`, as it is.
+    pub intel_rdt: Option<serde_json::Value>,
     /// Exit codes that count as success; `None` = only zero.
     pub valid_exit_codes: Option<Vec<i32>>,
     /// Remove the directories above a mount point too when they were missing.
@@ -153,7 +162,7 @@ pub struct Resources {
 pub struct Device {
     /// Path inside the sandbox.
     pub path: String,
-    /// `c`, `b` or `p`.
+    /// `c`, `u`, `b` or `p`.
     pub kind: char,
     /// Major number.
     pub major: u32,
@@ -163,6 +172,25 @@ pub struct Device {
     pub mode: Option<u32>,
     /// Out of `r`, `w`, `m`.
     pub access: String,
+    /// Whose it is; `None` = the user's who runs the process.
+    pub uid: Option<u32>,
+    /// The same for its group.
+    pub gid: Option<u32>,
+}
+
+/// A program of the host that the runtime calls.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hook {
+    /// When, in the words of the runtime specification: `createContainer`.
+    pub stage: String,
+    /// The program.
+    pub path: String,
+    /// Its arguments, its own name first.
+    pub args: Vec<String>,
+    /// `NAME=VALUE`.
+    pub env: Vec<String>,
+    /// Seconds.
+    pub timeout: Option<i64>,
 }
 
 /// How a process ended.

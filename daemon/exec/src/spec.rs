@@ -10,7 +10,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use crate::process::{Device, Mount, Process, Resources, Security, Source, Ulimit};
+use crate::process::{Device, Hook, Mount, Process, Resources, Security, Source, Ulimit};
 use crate::user::User;
 use crate::{Attachment, Error, filter, seccomp};
 
@@ -117,6 +117,13 @@ pub(crate) fn container(process: &Process, around: &Surroundings<'_>) -> Result<
     if !devices.is_empty() {
         linux.insert("devices".into(), devices.into());
     }
+    if !process.net_devices.is_empty() {
+        let names = process.net_devices.iter().map(|(host, name)| (host.clone(), json!({"name": name})));
+        linux.insert("netDevices".into(), names.collect::<Map<_, _>>().into());
+    }
+    if let Some(rdt) = &process.intel_rdt {
+        linux.insert("intelRdt".into(), rdt.clone());
+    }
     let capabilities = capabilities(insecure, around);
     let mut annotations = Map::new();
     if around.seccomp && !insecure {
@@ -136,7 +143,7 @@ pub(crate) fn container(process: &Process, around: &Surroundings<'_>) -> Result<
             words.insert("apparmorProfile".into(), profile.into());
         }
     }
-    Ok(json!({
+    let mut spec = json!({
         "ociVersion": VERSION,
         "process": words,
         "root": {"path": text(&process.rootfs)?, "readonly": process.readonly_rootfs},
@@ -144,7 +151,23 @@ pub(crate) fn container(process: &Process, around: &Surroundings<'_>) -> Result<
         "mounts": mounts(process, around)?,
         "linux": linux,
         "annotations": annotations,
-    }))
+    });
+    if let (false, Some(spec)) = (process.hooks.is_empty(), spec.as_object_mut()) {
+        spec.insert("hooks".into(), hooks(&process.hooks).into());
+    }
+    Ok(spec)
+}
+
+fn hooks(hooks: &[Hook]) -> Map<String, Value> {
+    let mut stages: BTreeMap<&str, Vec<Value>> = BTreeMap::new();
+    for Hook { stage, path, args, env, timeout } in hooks {
+        let mut hook = json!({"path": path, "args": args, "env": env});
+        if let (Some(timeout), Some(hook)) = (timeout, hook.as_object_mut()) {
+            hook.insert("timeout".into(), json!(timeout));
+        }
+        stages.entry(stage).or_default().push(hook);
+    }
+    stages.into_iter().map(|(stage, list)| (stage.to_owned(), list.into())).collect()
 }
 
 /// The description of a process, without its privileges.
@@ -153,6 +176,7 @@ pub(crate) fn process(process: &Process, user: &User) -> Value {
     if !groups.contains(&user.gid) {
         groups.insert(0, user.gid);
     }
+    groups.extend(&process.groups);
     let mut words = json!({
         "terminal": process.tty,
         "user": {"uid": user.uid, "gid": user.gid, "additionalGids": groups},
@@ -232,7 +256,8 @@ fn resources(process: &Process, insecure: bool) -> Value {
     } else {
         vec![json!({"allow": false, "access": "rwm"})]
     };
-    rules.extend(process.devices.iter().map(
+    // A pipe needs no leave.
+    rules.extend(process.devices.iter().filter(|d| matches!(d.kind, 'b' | 'c')).map(
         |d| json!({"allow": true, "type": d.kind, "major": d.major, "minor": d.minor, "access": d.access}),
     ));
     let Resources { memory, memory_swap, cpu_shares, cpu_period, cpu_quota, cpuset_cpus, cpuset_mems } =
@@ -278,12 +303,17 @@ fn devices(process: &Process, around: &Surroundings<'_>) -> Vec<Value> {
             (0..=last).map(|n| json!({"path": format!("/dev/loop{n}"), "type": "b", "major": 7, "minor": n})),
         );
     }
-    for Device { path, kind, major, minor, mode, .. } in &process.devices {
-        let mut device = json!({"path": path, "type": kind, "major": major, "minor": minor});
-        if let (Some(mode), Some(device)) = (mode, device.as_object_mut()) {
-            device.insert("fileMode".into(), json!(mode));
-        }
-        list.push(device);
+    let own = |id: u32| (id > 0).then_some(id);
+    for Device { path, kind, major, minor, mode, uid, gid, .. } in &process.devices {
+        let mut device = Map::from_iter([("path".to_owned(), json!(path)), ("type".to_owned(), json!(kind))]);
+        device.extend([("major".to_owned(), json!(major)), ("minor".to_owned(), json!(minor))]);
+        let known = [
+            ("fileMode", *mode),
+            ("uid", uid.or(own(around.user.uid))),
+            ("gid", gid.or(own(around.user.gid))),
+        ];
+        device.extend(known.into_iter().filter_map(|(key, value)| Some((key.to_owned(), json!(value?)))));
+        list.push(device.into());
     }
     list
 }

@@ -24,6 +24,12 @@ pub enum Error {
     Secret { id: String },
     #[error("{0} is not allowed")]
     Entitlement(crate::Entitlement),
+    /// Devices that were neither granted to the build nor are free for all.
+    #[error("device{} requested by the build but not allowed", match .0.as_slice() {
+        [one] => format!(" {one} is"),
+        many => format!("s {} are", many.join(", ")),
+    })]
+    Devices(Vec<String>),
     #[error("mountable {0} not found")]
     Place(usize),
     #[error("missing input {0}")]
@@ -42,7 +48,7 @@ impl Classify for Error {
             Self::NoSession => Kind::FailedPrecondition,
             Self::Secret { .. } | Self::Place(_) => Kind::NotFound,
             Self::Checksum { .. } => Kind::FailedPrecondition,
-            Self::Entitlement(_) => Kind::PermissionDenied,
+            Self::Entitlement(_) | Self::Devices(_) => Kind::PermissionDenied,
             Self::Unsupported { .. } => Kind::Unimplemented,
             Self::ImageConfig { .. } | Self::Content { .. } => Kind::Unknown,
             _ => Kind::InvalidArgument,

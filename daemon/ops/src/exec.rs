@@ -26,9 +26,6 @@ pub(crate) struct ExecOp {
 
 impl ExecOp {
     pub(crate) fn new(worker: Arc<Worker>, vertex: &llb::Vertex, op: &pb::ExecOp) -> Result<Self, Failure> {
-        if let Some(device) = op.cdi_devices.first() {
-            return Err(Error::Unsupported { what: format!("the CDI device {}", device.name) }.into());
-        }
         Ok(Self {
             keyed: Keyed::new(vertex, true)?,
             limits: vertex.meta.linux_resources.clone(),
@@ -196,7 +193,15 @@ impl Operation<Output> for ExecOp {
         let env = self.env(cx, &meta).await?;
         let line = meta.args.join(" ");
         let mounts = Prepared::new(&self.worker, cx, &self.op, &cwd, &inputs, &line).await?;
-        let process = self.process(pb::Meta { cwd, ..meta }, env, &mounts)?;
+        let mut process = self.process(pb::Meta { cwd, ..meta }, env, &mounts)?;
+        if !self.op.cdi_devices.is_empty() {
+            let (devices, wanted) = (self.worker.devices.clone(), self.op.cdi_devices.clone());
+            process = base::task::blocking(move || {
+                devices.inject(wanted.iter().map(|d| (d.name.as_str(), d.optional)), &mut process)?;
+                Ok(process)
+            })
+            .await?;
+        }
         let args = process.args.clone();
 
         let permit = match &self.worker.parallelism {

@@ -1,17 +1,17 @@
 //! From a checked definition to what the solver builds.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use base::progress::Group;
 use base::{Detail, Failure};
+use proto::pb;
 use proto::pb::op::Op;
 use solver::{Edge, Operation, Vertex};
 
 use crate::exec::{ExecOp, needed};
 use crate::file::FileOp;
 use crate::other::{BuildOp, DiffOp, MergeOp, PassthroughOp};
-use crate::{Entitlement, Error, Output, Worker, source};
+use crate::{Entitlements, Error, Output, Worker, source};
 
 /// Every vertex of `llb` with its operation, for a build that is entitled to
 /// `entitlements`.
@@ -22,7 +22,7 @@ use crate::{Entitlement, Error, Output, Worker, source};
 pub fn graph(
     worker: &Arc<Worker>,
     llb: &llb::Graph,
-    entitlements: &BTreeSet<Entitlement>,
+    entitlements: &Entitlements,
 ) -> Result<solver::Graph<Output>, Failure> {
     for vertex in llb.vertices() {
         if let Op::Exec(op) = &vertex.op
@@ -42,7 +42,8 @@ pub fn graph(
             digest: vertex.digest.clone(),
             name: vertex.name().to_owned(),
             inputs: inputs.collect(),
-            op: operation(worker, vertex)?,
+            op: operation(worker, vertex, entitlements)
+                .map_err(|e| e.with(Detail::Vertex(vertex.digest.clone())))?,
             ignore_cache: meta.ignore_cache,
             export_cache: meta.export_cache,
             group: meta.group.as_ref().map(|g| Group {
@@ -56,10 +57,22 @@ pub fn graph(
     solver::Graph::new(vertices.collect::<Result<Vec<_>, Failure>>()?)
 }
 
-fn operation(worker: &Arc<Worker>, vertex: &llb::Vertex) -> Result<Arc<dyn Operation<Output>>, Failure> {
+fn operation(
+    worker: &Arc<Worker>,
+    vertex: &llb::Vertex,
+    entitlements: &Entitlements,
+) -> Result<Arc<dyn Operation<Output>>, Failure> {
     let worker = worker.clone();
     Ok(match &vertex.op {
         Op::Source(op) => source::operation(worker, vertex, op)?,
+        Op::Exec(op) if !op.cdi_devices.is_empty() => {
+            // Keyed by the devices it gets, whatever it called them.
+            let devices = entitlements.permit(&worker.devices, &op.cdi_devices)?;
+            let op = pb::ExecOp { cdi_devices: devices, ..op.clone() };
+            let mut vertex = vertex.clone();
+            vertex.op = Op::Exec(op.clone());
+            Arc::new(ExecOp::new(worker, &vertex, &op)?)
+        }
         Op::Exec(op) => Arc::new(ExecOp::new(worker, vertex, op)?),
         Op::File(op) => Arc::new(FileOp::new(worker, vertex, op)?),
         Op::Merge(op) => Arc::new(MergeOp::new(worker, vertex, op)?),

@@ -29,7 +29,7 @@ pub use graph::graph;
 pub use kept::Kept;
 pub use logs::LogLimits;
 pub use results::Results;
-pub use worker::{BuildValues, Entitlement, Worker};
+pub use worker::{BuildValues, Entitlement, Entitlements, Worker};
 
 /// One result of an operation: a tree, or nothing at all (scratch).
 pub type Output = Option<refs::Ref>;

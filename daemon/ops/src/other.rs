@@ -11,7 +11,7 @@ use solver::{CacheMap, Edge, Operation};
 use sys::path::Root;
 
 use crate::keyed::Keyed;
-use crate::{BuildValues, Cx, Error, Output, Worker};
+use crate::{BuildValues, Cx, Entitlements, Error, Output, Worker};
 
 /// Trees laid over each other.
 pub(crate) struct MergeOp {
@@ -174,7 +174,8 @@ impl Operation<Output> for BuildOp {
         let nested = llb::Graph::load(&definition)?;
         let result = nested.result();
         let vertex = nested.vertex(result).ok_or_else(missing)?.digest.clone();
-        let entitlements = cx.values::<BuildValues>().iter().flat_map(|b| b.entitlements.clone()).collect();
+        let mut entitlements = Entitlements::default();
+        cx.values::<BuildValues>().iter().for_each(|build| entitlements.join(&build.entitlements));
         let graph = crate::graph(&self.worker, &nested, &entitlements)?;
         Ok(vec![cx.build(graph, Edge::new(vertex, result.output)).await?.result])
     }

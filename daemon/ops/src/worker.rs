@@ -1,12 +1,13 @@
 //! What operations share.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 
 use base::{Failure, Kind, Platform};
+use proto::pb;
 use refs::Refs;
 use session::{Caller, Sessions};
 use tokio::sync::Semaphore;
@@ -35,6 +36,8 @@ pub struct Worker {
     pub contents: Contents,
     /// Persistent directories of `RUN --mount=type=cache`.
     pub cache_mounts: CacheMounts,
+    /// Devices that processes may ask for.
+    pub devices: exec::Devices,
     /// A directory for secrets and sockets of running steps.
     pub scratch: PathBuf,
     /// How much a step may print.
@@ -80,7 +83,111 @@ pub struct BuildValues {
     /// The client's session; empty when there is none.
     pub session: String,
     /// What it may do beyond the sandbox.
-    pub entitlements: BTreeSet<Entitlement>,
+    pub entitlements: Entitlements,
+}
+
+/// What a build may do beyond the sandbox.
+#[derive(Debug, Clone, Default)]
+pub struct Entitlements {
+    granted: BTreeSet<Entitlement>,
+    /// Whether that is all devices.
+    all_devices: bool,
+    /// The names of devices, as steps ask for them, and those they stand for.
+    devices: BTreeMap<String, Option<String>>,
+}
+
+impl Entitlements {
+    /// Grants what `text` says, as clients write it: `network.host`,
+    /// `device=NAME,alias=OTHER`.
+    ///
+    /// # Errors
+    /// When it makes no sense.
+    pub fn grant(&mut self, text: &str) -> Result<Entitlement, Failure> {
+        let entitlement: Entitlement = text.parse()?;
+        if entitlement == Entitlement::Device {
+            match text.split_once('=').map(|(_, device)| device).filter(|device| !device.is_empty()) {
+                None => self.all_devices = true,
+                Some(device) => self.grant_device(device)?,
+            }
+        }
+        self.granted.insert(entitlement);
+        Ok(entitlement)
+    }
+
+    fn grant_device(&mut self, text: &str) -> Result<(), Failure> {
+        let mut fields = text.split(',');
+        let name = fields.next().unwrap_or_default().to_owned();
+        let mut alias = None;
+        for field in fields {
+            match field.split_once('=') {
+                Some(("alias", value)) => alias = Some(value.to_owned()),
+                Some((key, _)) => {
+                    let key = base::gotext::quote(key);
+                    return Err(Failure::invalid(format!("unknown device config key {key}")));
+                }
+                None => {
+                    let field = base::gotext::quote(field);
+                    return Err(Failure::invalid(format!("invalid device config {field}")));
+                }
+            }
+        }
+        match alias.filter(|alias| !alias.is_empty()) {
+            Some(alias) => self.devices.insert(alias, Some(name)),
+            None => self.devices.insert(name, None),
+        };
+        Ok(())
+    }
+
+    /// Whether it is among them.
+    pub fn contains(&self, entitlement: &Entitlement) -> bool {
+        self.granted.contains(entitlement)
+    }
+
+    /// These and those of another build.
+    pub(crate) fn join(&mut self, other: &Self) {
+        self.granted.extend(&other.granted);
+        self.all_devices |= other.all_devices;
+        self.devices.extend(other.devices.clone());
+    }
+
+    /// The devices that a step gets that asks for `wanted`, each by its own name.
+    ///
+    /// # Errors
+    /// When there is none for what is not optional, or it is neither granted
+    /// nor free for all.
+    pub(crate) fn permit(
+        &self,
+        devices: &exec::Devices,
+        wanted: &[pb::CdiDevice],
+    ) -> Result<Vec<pb::CdiDevice>, Failure> {
+        if self.all_devices {
+            return Ok(wanted.to_vec());
+        }
+        let mut permitted = Vec::new();
+        let mut named = Vec::new();
+        for device in wanted {
+            match self.devices.get(&device.name) {
+                Some(Some(own)) => permitted.push(pb::CdiDevice { name: own.clone(), ..device.clone() }),
+                _ => named.push((device.name.as_str(), device.optional)),
+            }
+        }
+        let found = devices.find(named)?;
+        if found.is_empty() {
+            return Ok(permitted);
+        }
+        let granted: BTreeSet<String> = devices
+            .find(self.devices.keys().map(|name| (name.as_str(), false)))?
+            .into_iter()
+            .map(|device| device.name)
+            .collect();
+        let (allowed, forbidden): (Vec<_>, Vec<_>) =
+            found.into_iter().partition(|device| device.auto_allow || granted.contains(&device.name));
+        if !forbidden.is_empty() {
+            return Err(Error::Devices(forbidden.into_iter().map(|device| device.name).collect()).into());
+        }
+        permitted.extend(allowed.into_iter().map(|d| pb::CdiDevice { name: d.name, optional: false }));
+        Ok(permitted)
+    }
 }
 
 /// Something a build may do only when client and daemon both say so.

@@ -27,7 +27,17 @@ pub(crate) struct Config {
     pub(crate) system: System,
     pub(crate) frontend: BTreeMap<String, Frontend>,
     pub(crate) registry: BTreeMap<String, Registry>,
+    pub(crate) cdi: Cdi,
     pub(crate) worker: Workers,
+}
+
+/// Devices by name.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(crate) struct Cdi {
+    pub(crate) disabled: Option<bool>,
+    pub(crate) spec_dirs: Vec<PathBuf>,
+    pub(crate) auto_allowed: Vec<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -27,7 +27,7 @@ use crate::{Cx, Error, Output, Worker};
 const SCHEME: &str = "docker-image://";
 /// Where a result says which image it was pulled as.
 const ORIGIN: &str = "image.origin";
-/// What is known of images by manifest and platform.
+/// What is known of images by manifest, repository and platform.
 const KNOWN: Table = Table("image-manifests");
 /// So many are remembered; then it begins anew.
 const MAX_KNOWN: usize = 1024;
@@ -141,7 +141,7 @@ impl Images {
     /// Those of the registry.
     pub async fn resolve(&self, wanted: &Wanted, sessions: &[String]) -> Result<Arc<Image>, Failure> {
         if let Some(digest) = wanted.reference.digest()
-            && let Some(image) = self.recall(digest, &wanted.platform)?
+            && let Some(image) = self.recall(digest, wanted)?
         {
             return check(image, wanted);
         }
@@ -154,7 +154,7 @@ impl Images {
         let access = self.access(sessions);
         let repository = self.registries.repository(&wanted.reference, &access).await?;
         let root = repository.resolve().await?;
-        if let Some(image) = self.recall(&root.digest, &wanted.platform)? {
+        if let Some(image) = self.recall(&root.digest, wanted)? {
             return Ok(image);
         }
         let found = repository.image(&root, &wanted.platform).await?;
@@ -164,12 +164,12 @@ impl Images {
             layers: found.manifest.layers,
             config: found.config.to_vec(),
         });
-        self.remember(&image, &wanted.platform)?;
+        self.remember(&image, wanted)?;
         Ok(image)
     }
 
-    fn recall(&self, root: &Digest, platform: &Platform) -> Result<Option<Arc<Image>>, Failure> {
-        let key = key(root, platform);
+    fn recall(&self, root: &Digest, wanted: &Wanted) -> Result<Option<Arc<Image>>, Failure> {
+        let key = key(root, wanted);
         if let Some(image) = self.known.lock().get(&key) {
             return Ok(Some(image.clone()));
         }
@@ -181,8 +181,8 @@ impl Images {
         Ok(image)
     }
 
-    fn remember(&self, image: &Arc<Image>, platform: &Platform) -> Result<(), Failure> {
-        let key = key(&image.root.digest, platform);
+    fn remember(&self, image: &Arc<Image>, wanted: &Wanted) -> Result<(), Failure> {
+        let key = key(&image.root.digest, wanted);
         // A config that is no text is not remembered, and refused by who reads it.
         let Ok(value) = serde_json::to_vec(&**image) else { return Ok(()) };
         self.store.db().write_lazily(|tx| {
@@ -239,8 +239,10 @@ pub fn set_origin(result: &Ref, name: &str) -> Result<(), Failure> {
     Ok(result.set_meta(ORIGIN, name.as_bytes())?)
 }
 
-fn key(root: &Digest, platform: &Platform) -> String {
-    format!("{root} {}", platform.format_all())
+/// With the repository: who knows a digest need not be allowed to read it
+/// everywhere, and it need not be everywhere.
+fn key(root: &Digest, wanted: &Wanted) -> String {
+    format!("{root} {} {}", wanted.reference.name(), wanted.platform.format_all())
 }
 
 fn check(image: Arc<Image>, wanted: &Wanted) -> Result<Arc<Image>, Failure> {

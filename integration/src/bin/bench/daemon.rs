@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use hyper_util::rt::TokioIo;
+use integration::grpc::connect;
 use integration::leak;
 use integration::process::{Service, tail};
 use proto::control::control_client::ControlClient;
@@ -14,9 +14,8 @@ use proto::control::{InfoRequest, SolveRequest};
 use proto::pb::Definition;
 use serde_json::json;
 use tempfile::TempDir;
-use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
-use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::transport::Channel;
 
 const START: Duration = Duration::from_secs(30);
 /// Where Debian puts the CNI plugins.
@@ -87,7 +86,7 @@ impl Daemon {
             std::thread::sleep(Duration::from_micros(200));
         }
         let answered = self.runtime.block_on(async {
-            let mut client = connect(socket).await?;
+            let mut client = ControlClient::new(connect(socket).await?);
             client.info(InfoRequest::default()).await?;
             anyhow::Ok(client)
         });
@@ -163,15 +162,6 @@ impl Drop for Daemon {
 pub(crate) fn fresh() -> String {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     format!("bench-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed))
-}
-
-async fn connect(socket: PathBuf) -> Result<ControlClient<Channel>> {
-    let endpoint = Endpoint::from_static("http://daemon");
-    let connector = tower::service_fn(move |_: Uri| {
-        let socket = socket.clone();
-        async move { Ok::<_, std::io::Error>(TokioIo::new(UnixStream::connect(socket).await?)) }
-    });
-    Ok(ControlClient::new(endpoint.connect_with_connector(connector).await?))
 }
 
 fn config(net: Net, dir: &Path, registry: &str) -> String {
