@@ -72,7 +72,7 @@ pub(crate) async fn daemon(settings: &Settings, scope: &Scope) -> Result<Daemon>
         cgroup_parent: settings.cgroup_parent.clone(),
         apparmor_profile: settings.apparmor_profile.clone(),
         process_sandbox: settings.process_sandbox,
-        rootless: false,
+        rootless: settings.rootless,
         oom_score_adj: None,
         network: network.network(),
         dns: settings.dns.clone(),

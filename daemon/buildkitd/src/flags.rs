@@ -17,7 +17,7 @@ pub(crate) struct Flags {
     version: Option<bool>,
 
     /// Configuration file; none is needed
-    #[arg(long, value_name = "PATH", default_value = "/etc/buildkit/buildkitd.toml")]
+    #[arg(long, value_name = "PATH", default_value_os_t = crate::rootless::config_directory().join("buildkitd.toml"))]
     pub(crate) config: PathBuf,
 
     /// Log what is done in detail
@@ -35,6 +35,10 @@ pub(crate) struct Flags {
     /// Where everything is kept [default: /var/lib/buildkit]
     #[arg(long, value_name = "DIR")]
     pub(crate) root: Option<PathBuf>,
+
+    /// Do without root, in a user namespace [default: where there is one]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = BoolishValueParser::new())]
+    pub(crate) rootless: Option<bool>,
 
     /// Listening address: unix://PATH, tcp://HOST:PORT or fd:// for a socket from systemd (repeatable) [default: unix:///run/buildkit/buildkitd.sock]
     #[arg(long, value_name = "URL")]
@@ -107,6 +111,14 @@ pub(crate) struct Flags {
     /// AppArmor profile of build steps
     #[arg(long, value_name = "NAME")]
     pub(crate) oci_worker_apparmor_profile: Option<String>,
+
+    /// As --rootless
+    #[arg(long, hide = true, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = BoolishValueParser::new())]
+    pub(crate) oci_worker_rootless: Option<bool>,
+
+    /// Let build steps see the processes beside them; only rootless, for containers that may not mount /proc
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = BoolishValueParser::new())]
+    pub(crate) oci_worker_no_process_sandbox: Option<bool>,
 
     /// Steps that may run at the same time; 0 is no limit
     #[arg(long, value_name = "N")]

@@ -10,6 +10,7 @@ mod log;
 mod network;
 mod privileges;
 mod reload;
+mod rootless;
 mod serve;
 mod settings;
 mod status;

@@ -7,9 +7,9 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use base::task::Scope;
 use cni::{Mode, Networks};
 
+use crate::rootless;
 use crate::settings::Settings;
 
-const DEFAULT_CONFIG: &str = "/etc/buildkit/cni.json";
 const DEFAULT_PLUGINS: &str = "/opt/cni/bin";
 
 /// The networks that steps are put into.
@@ -22,7 +22,8 @@ impl Provider {
     /// When the network that was asked for does not work here.
     pub(crate) async fn new(settings: &Settings, scope: &Scope) -> Result<Self> {
         let wanted = &settings.network;
-        let config_path = wanted.config.clone().unwrap_or_else(|| DEFAULT_CONFIG.into());
+        let config_path =
+            wanted.config.clone().unwrap_or_else(|| rootless::config_directory().join("cni.json"));
         let mode = match wanted.mode.as_str() {
             "" | "auto" => Mode::Auto,
             // Without a configuration file, the default network is the one that is wanted.
@@ -46,7 +47,7 @@ impl Provider {
             bridge_name: wanted.bridge.clone().unwrap_or_default(),
             bridge_subnet: subnet.transpose()?,
             dns: settings.dns.clone(),
-            rootless: false,
+            rootless: settings.rootless,
         };
         let networks = Networks::open(config, cni_plugins::Plugins::new(), scope).await;
         let networks = networks.map_err(|e| anyhow!("{e}")).context("set up the network of build steps")?;

@@ -12,6 +12,7 @@ use refs::PrunePolicy;
 use crate::config::{self, Config, DiskSpace};
 use crate::flags::Flags;
 use crate::listen::Owner;
+use crate::rootless;
 use crate::tls::TlsFiles;
 
 /// Everything the program needs to know, once.
@@ -32,6 +33,8 @@ pub(crate) struct Settings {
     pub(crate) dns: cni::dns::Overrides,
     pub(crate) runtime: Option<PathBuf>,
     pub(crate) process_sandbox: bool,
+    /// No control groups and no networks can be made.
+    pub(crate) rootless: bool,
     pub(crate) cgroup_parent: String,
     pub(crate) apparmor_profile: Option<String>,
     pub(crate) parallelism: Option<usize>,
@@ -92,8 +95,6 @@ impl Policies {
     }
 }
 
-const DEFAULT_ADDRESS: &str = "unix:///run/buildkit/buildkitd.sock";
-const DEFAULT_ROOT: &str = "/var/lib/buildkit";
 const CDI_DIRS: [&str; 3] = ["/etc/cdi", "/var/run/cdi", "/etc/buildkit/cdi"];
 
 /// What builds may be granted; devices, wherever they can be had.
@@ -110,7 +111,8 @@ impl Settings {
     pub(crate) fn new(flags: Flags, config: Config) -> Result<Self> {
         let oci = config.worker.oci;
         check_workers(&flags, oci.enabled, config.worker.containerd.as_ref())?;
-        let root = flags.root.or(config.root).unwrap_or_else(|| DEFAULT_ROOT.into());
+        let mode = rootless::Mode::new(&flags, oci.rootless, oci.no_process_sandbox)?;
+        let root = flags.root.or(config.root).unwrap_or_else(rootless::root);
         let root = std::path::absolute(&root).with_context(|| format!("root {}", root.display()))?;
         let mut labels = oci.labels;
         for label in &flags.oci_worker_labels {
@@ -128,7 +130,7 @@ impl Settings {
         let cdi = !flags.cdi_disabled.or(config.cdi.disabled).unwrap_or(false);
         Ok(Self {
             root,
-            addresses: first(vec![flags.addr, config.grpc.address, vec![DEFAULT_ADDRESS.to_owned()]]),
+            addresses: first(vec![flags.addr, config.grpc.address, vec![rootless::address()]]),
             owner: Owner {
                 uid: config.grpc.uid,
                 gid: flags.group.as_deref().map(group).transpose()?.or(config.grpc.gid),
@@ -164,7 +166,8 @@ impl Settings {
             },
             dns: dns(config.dns)?,
             runtime: runtime.map(PathBuf::from),
-            process_sandbox: !oci.no_process_sandbox.unwrap_or(false),
+            process_sandbox: mode.process_sandbox,
+            rootless: mode.rootless,
             cgroup_parent: oci.default_cgroup_parent.unwrap_or_default(),
             apparmor_profile: flags
                 .oci_worker_apparmor_profile

@@ -184,7 +184,7 @@ impl Inner {
                 "AppArmor is not supported on this host, but the profile '{profile}' was specified"
             )));
         }
-        let runtime = Runtime::find(&config.runtimes, &config.search_path, &state)?;
+        let runtime = Runtime::find(&config, &state)?;
         reap(&runtime, &state);
         let capabilities = caps::read(None, caps::CapSet::Effective).unwrap_or_default();
         let mut capabilities: Vec<String> = capabilities.iter().map(ToString::to_string).collect();
@@ -388,7 +388,8 @@ fn reap(runtime: &Runtime, state: &Path) {
     }
 }
 
-fn in_user_namespace() -> bool {
+/// Whether the ids of this process are others outside.
+pub fn in_user_namespace() -> bool {
     let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
     let mut words = map.split_ascii_whitespace();
     // All ids, mapped onto themselves: that is how it looks outside.

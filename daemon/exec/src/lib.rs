@@ -30,7 +30,7 @@ mod user;
 pub use cdi::{DeviceError, DeviceInfo, Devices};
 pub use cgroup::hide_hybrid_cgroup;
 pub use error::Error;
-pub use executor::{Config, Executor};
+pub use executor::{Config, Executor, in_user_namespace};
 pub use io::{Input, Io, LogFn, Output, WindowSize};
 pub use network::{Attachment, HostNetwork, Namespace, Network};
 pub use process::{

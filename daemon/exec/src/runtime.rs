@@ -7,7 +7,7 @@ use std::process::{Command, ExitStatus, Stdio};
 use serde::Deserialize;
 use serde_json::json;
 
-use crate::Error;
+use crate::{Config, Error};
 
 /// Looked for in this order when none is configured.
 const CANDIDATES: [&str; 3] = ["buildkit-runc", "crun", "runc"];
@@ -34,22 +34,23 @@ struct LogLine {
 
 impl Runtime {
     /// The configured runtime, taken as it is; else the first of the usual ones that
-    /// can start a container here. `search` is a `PATH`.
-    pub(crate) fn find(configured: &[PathBuf], search: &str, state: &Path) -> Result<Self, Error> {
+    /// can start a container here.
+    pub(crate) fn find(config: &Config, state: &Path) -> Result<Self, Error> {
+        let configured = &config.runtimes;
         let root = state.join("runtime");
         std::fs::create_dir_all(&root).map_err(Error::file("create", &root))?;
         let names: Vec<PathBuf> = if configured.is_empty() {
             CANDIDATES.iter().map(PathBuf::from).collect()
         } else {
-            configured.to_vec()
+            configured.clone()
         };
         let mut refused = None;
-        for program in names.iter().filter_map(|name| which(name, search)) {
+        for program in names.iter().filter_map(|name| which(name, &config.search_path)) {
             let runtime = Self { program, root: root.clone() };
             if !configured.is_empty() {
                 return Ok(runtime);
             }
-            match runtime.probe(state) {
+            match runtime.probe(state, config) {
                 Ok(()) => return Ok(runtime),
                 Err(e) => {
                     tracing::info!(runtime = %runtime.program.display(), error = %e, "OCI runtime refused");
@@ -69,7 +70,7 @@ impl Runtime {
 
     /// Starts a container whose program does not exist. Where cgroups, namespaces
     /// and privileges suffice, that program is what the runtime complains of.
-    fn probe(&self, state: &Path) -> Result<(), Error> {
+    fn probe(&self, state: &Path, config: &Config) -> Result<(), Error> {
         let id = format!("probe{}", base::id::fresh());
         let dir = state.join(&id);
         let rootfs = dir.join("rootfs");
@@ -77,15 +78,22 @@ impl Runtime {
         for inside in ["dev", "proc"].map(|name| rootfs.join(name)) {
             std::fs::create_dir_all(&inside).map_err(Error::file("create", &inside))?;
         }
+        let (proc, own_pids) = if config.process_sandbox {
+            (json!({"destination": "/proc", "type": "proc", "source": "proc"}), Some(json!({"type": "pid"})))
+        } else {
+            (json!({"destination": "/proc", "type": "bind", "source": "/proc", "options": ["rbind"]}), None)
+        };
+        let namespaces: Vec<_> = own_pids.into_iter().chain([json!({"type": "mount"})]).collect();
+        let mut linux = json!({"namespaces": namespaces});
+        if !config.rootless {
+            linux["cgroupsPath"] = format!("/buildkit/{id}").into();
+        }
         let spec = json!({
             "ociVersion": "1.0.2",
             "process": {"user": {"uid": 0, "gid": 0}, "args": [PROBE], "cwd": "/"},
             "root": {"path": rootfs},
-            "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"}],
-            "linux": {
-                "cgroupsPath": format!("/buildkit/{id}"),
-                "namespaces": [{"type": "pid"}, {"type": "mount"}],
-            },
+            "mounts": [proc],
+            "linux": linux,
         });
         let config = dir.join("config.json");
         let result = std::fs::write(&config, spec.to_string()).map_err(Error::file("write", &config));
