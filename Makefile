@@ -32,6 +32,7 @@ install:
 	    ln -sf buildkit-cni $(DESTDIR)$(PREFIX)/libexec/buildkit-cni/$$plugin || exit 1; done
 	install -D -m 644 -t $(DESTDIR)$(UNITDIR) systemd/buildkitd.socket
 	sed 's|@BINDIR@|$(PREFIX)/bin|' systemd/buildkitd.service | install -D -m 644 /dev/stdin $(DESTDIR)$(UNITDIR)/buildkitd.service
+	sed 's|@BINDIR@|$(PREFIX)/bin|' systemd/user/buildkitd.service | install -D -m 644 /dev/stdin $(DESTDIR)$(USERUNITDIR)/buildkitd.service
 	install -D -m 644 systemd/sysusers.conf $(DESTDIR)$(PREFIX)/lib/sysusers.d/buildkit.conf
 ifeq ($(DESTDIR),)
 	systemd-sysusers $(PREFIX)/lib/sysusers.d/buildkit.conf
@@ -46,6 +47,7 @@ endif
 	rm -f $(DESTDIR)$(PREFIX)/bin/buildkitd $(DESTDIR)$(PREFIX)/bin/buildctl
 	rm -rf $(DESTDIR)$(PREFIX)/libexec/buildkit-cni
 	rm -f $(DESTDIR)$(UNITDIR)/buildkitd.socket $(DESTDIR)$(UNITDIR)/buildkitd.service
+	rm -f $(DESTDIR)$(USERUNITDIR)/buildkitd.service
 	rm -f $(DESTDIR)$(PREFIX)/lib/sysusers.d/buildkit.conf
 
 ## The Debian package, as target/buildkit-cni.deb.
@@ -53,10 +55,12 @@ deb: build
 	systemd/package.sh $(PROGRAMS) target/buildkit-cni.deb
 
 ## The image, as buildkit-cni:local; any builder will do that takes docker's arguments.
+## VARIANT=rootless makes buildkit-cni:rootless.
 DOCKER_BUILD ?= docker build
+VARIANT ?= root
 image: build
 	install -D -m 755 -s -t target/image $(PROGRAMS)/buildkitd $(PROGRAMS)/buildctl $(PROGRAMS)/buildkit-cni
-	$(DOCKER_BUILD) --tag buildkit-cni:local .
+	$(DOCKER_BUILD) --build-arg VARIANT=$(VARIANT) --tag buildkit-cni:$(if $(filter rootless,$(VARIANT)),rootless,local) .
 
 ## What the image is made from, where no registry has it.
 base-image:

@@ -2,13 +2,14 @@
 # The image's root file system: Debian's packages, unpacked without the package
 # manager, its scripts and what only people read.
 #
-#   images/rootfs.sh DIRECTORY
+#   images/rootfs.sh DIRECTORY [PACKAGE...]
 #
 # Runs as root on a Debian whose apt reaches a mirror. DEBIAN_MIRROR names another.
 set -eu
 
 root=$1
-packages="busybox-static ca-certificates crun runc git iptables nftables openssh-client"
+shift
+packages="$* busybox-static ca-certificates crun runc git iptables nftables openssh-client"
 # Needed by scripts that do not run, or by parts of git that nobody calls here.
 unwanted="adduser debconf debianutils dpkg git-man init-system-helpers liberror-perl mount openssl passwd perl perl-base
     perl-modules-5.36 libperl5.36 libpam0g libpam-modules libpam-modules-bin libpam-runtime libdb5.3 libgdbm6 libgdbm-compat4
@@ -44,10 +45,18 @@ for deb in "$work"/debs/*.deb; do
         --exclude='./usr/share/locale/*' --exclude='./usr/share/lintian' --exclude='./usr/share/bug' \
         --exclude='./usr/share/bash-completion' --exclude='./usr/share/perl5' --exclude='./usr/share/zsh' \
         --exclude='./usr/share/git-core/contrib' --exclude='./usr/share/gitweb' --exclude='./usr/share/i18n' \
-        --exclude='*/gconv/*' --exclude='./etc/init.d' --exclude='./etc/cron*' --exclude='./lib/systemd'
+        --exclude='*/gconv/*' --exclude='*.a' --exclude='./etc/init.d' --exclude='./etc/cron*' --exclude='./lib/systemd'
     # What scanners read to know what is in here.
     dpkg-deb --field "$deb" >"$root/var/lib/dpkg/status.d/$name"
 done
+
+# With setuid they would need CAP_SYS_ADMIN, which containers do not have.
+if [ -e "$root/usr/bin/newuidmap" ]; then
+    apt-get -qq install --yes --no-install-recommends libcap2-bin >/dev/null
+    chmod u-s "$root/usr/bin/newuidmap" "$root/usr/bin/newgidmap"
+    setcap cap_setuid=ep "$root/usr/bin/newuidmap"
+    setcap cap_setgid=ep "$root/usr/bin/newgidmap"
+fi
 
 # Servers and mail tools of git.
 for tool in daemon http-backend imap-send shell fast-import http-push upload-archive sh-i18n--envsubst; do
@@ -77,7 +86,9 @@ nogroup:x:65534:
 EOT
 echo 'hosts: files dns' >"$root/etc/nsswitch.conf"
 echo 'user:100000:65536' | tee "$root/etc/subuid" >"$root/etc/subgid"
-chown -R 1000:1000 "$root/home/user"
+mkdir -p "$root/home/user/.local/share/buildkit" "$root/run/user/1000"
+chown -R 1000:1000 "$root/home/user" "$root/run/user/1000"
+chmod 700 "$root/run/user/1000"
 ldconfig -r "$root"
 # The same packages give the same bytes.
 rm -rf "$root/var/cache/ldconfig"

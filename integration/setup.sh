@@ -11,7 +11,8 @@ suite="${BUILDKIT_TEST_SUITE:-bookworm}"
 what="${1:-all}"
 
 run_packages="runc crun git openssh-client iproute2 iptables nftables busybox-static ca-certificates"
-test_packages="docker-registry docker.io containerd openssl systemd-container mmdebstrap containernetworking-plugins containerd podman"
+test_packages="docker-registry docker.io containerd podman openssl systemd-container mmdebstrap
+    containernetworking-plugins python3-yaml python3-jsonschema python3-pip"
 
 install_missing() {
     missing=""
@@ -85,13 +86,28 @@ make_debian() {
     mv "$tarball.new.tar" "$tarball"
 }
 
+# The schema of Kubernetes' API, out of a package that checks manifests.
+fetch_schemas() {
+    schemas="$cache/kubernetes"
+    [ ! -d "$schemas" ] || return 0
+    echo "setup: fetching the schema of Kubernetes' API"
+    work=$(mktemp -d)
+    trap 'rm -rf "$work"' EXIT INT TERM
+    /usr/bin/python3 -m pip download --quiet --no-deps --dest "$work" kubernetes-validate==1.37.0
+    /usr/bin/python3 -m zipfile -e "$work"/kubernetes_validate-*.whl "$work/unpacked"
+    mv "$work/unpacked/kubernetes_validate/kubernetes-json-schema/v1.34.0-local-strict" "$schemas"
+    rm -rf "$work"
+    trap - EXIT INT TERM
+}
+
 # shellcheck disable=SC2086
 install_missing $run_packages
 [ "$what" = all ] || exit 0
 # shellcheck disable=SC2086
 install_missing $test_packages
 fetch_buildx
+fetch_schemas
 # A base image with a package database and many files.
 make_debian debian ""
-# A machine that boots, to install the package on.
-make_debian systemd systemd,systemd-sysv,runc,ca-certificates
+# A machine that boots, to install the package on; users have their own services there.
+make_debian machine systemd,systemd-sysv,runc,ca-certificates,dbus,libpam-systemd,rootlesskit,uidmap

@@ -27,7 +27,7 @@ Section: admin
 Priority: optional
 Installed-Size: $(du -sk --exclude=DEBIAN "$work" | cut -f1)
 Depends: libc6 (>= $(dpkg-query -W -f '${Version}' libc6 | cut -d- -f1)), libgcc-s1, runc | crun, systemd, ca-certificates
-Recommends: git, openssh-client, nftables
+Recommends: git, rootlesskit, openssh-client, nftables
 Description: build daemon that speaks the API of BuildKit
  Builds container images for docker buildx, nerdctl and buildctl. Every build
  step gets a network of its own. The daemon starts with its first client.

@@ -26,7 +26,7 @@ impl Machine {
         let dir = TempDir::with_prefix("bk-machine-")?;
         let root = dir.path().join("root");
         std::fs::create_dir(&root)?;
-        let base = places::provided(places::cache().join("images/systemd.tar"))?;
+        let base = places::provided(places::cache().join("images/machine.tar"))?;
         let mut unpack = Command::new("tar");
         unpack.arg("-C").arg(&root).arg("-xf").arg(base);
         process::run(unpack)?.ok()?;

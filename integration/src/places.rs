@@ -54,6 +54,25 @@ pub fn provided(path: impl Into<PathBuf>) -> Result<PathBuf> {
     existing(path.into(), "run integration/setup.sh")
 }
 
+/// The commands in `README.md` of the block that begins with `first`.
+///
+/// # Errors
+/// When there is none.
+pub fn readme(first: &str) -> Result<String> {
+    manual("README.md", first)
+}
+
+/// The commands in a manual of the block that begins with `first`.
+///
+/// # Errors
+/// When there is none.
+pub fn manual(file: &str, first: &str) -> Result<String> {
+    let text = std::fs::read_to_string(workspace().join(file))?;
+    let start = text.find(&format!("    {first}")).with_context(|| format!("{file} has no {first:?}"))?;
+    let lines = text.get(start..).unwrap_or_default().lines().take_while(|l| l.starts_with("    "));
+    Ok(lines.map(|l| format!("{}\n", l.trim_start())).collect())
+}
+
 fn existing(path: PathBuf, advice: &str) -> Result<PathBuf> {
     if !path.exists() {
         bail!("{} is missing: {advice}", path.display());

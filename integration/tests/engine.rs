@@ -19,6 +19,9 @@ const PORT: u16 = 5000;
 /// A size nobody wants to see exceeded, with programs that are not optimised.
 const LIMIT: u64 = 90 << 20;
 
+/// Variants of the image, and the archives they are in.
+const VARIANTS: [(&str, &str); 2] = [("root", "image.tar"), ("rootless", "rootless.tar")];
+
 struct Bench {
     engine: Dockerd,
     authority: Authority,
@@ -32,9 +35,11 @@ struct Bench {
 impl Bench {
     fn start() -> Result<Self> {
         let archive = TempDir::with_prefix("bk-image-")?;
-        build_image(&archive.path().join("image.tar"))?;
+        build_images(archive.path())?;
         let engine = Dockerd::with_networks()?;
-        engine.run(&["load", "--input", &archive.path().join("image.tar").display().to_string()])?.ok()?;
+        for (_, file) in VARIANTS {
+            engine.run(&["load", "--input", &archive.path().join(file).display().to_string()])?.ok()?;
+        }
         let (authority, storage) = (Authority::new()?, TempDir::with_prefix("bk-registry-")?);
         let client = authority.sign("client", "DNS:client", VALID)?;
         let registry = registry(&engine, &authority, storage.path())?;
@@ -78,15 +83,19 @@ fn context() -> Result<TempDir> {
     Ok(context)
 }
 
-/// Builds the image with our daemon.
-fn build_image(archive: &Path) -> Result<()> {
+/// Builds the images with our daemon.
+fn build_images(into: &Path) -> Result<()> {
     let registry = Registry::start()?;
     Image::debian()?.push(registry.host(), "library/debian", "bookworm-slim")?;
     let mirror = Some(registry.host().to_owned());
     let mut daemon = Daemon::start(Options { net: Net::Host, mirror, ..Options::default() })?;
     let buildx = integration::Buildx::new(&daemon)?;
-    let output = format!("type=docker,name=buildkit-cni:local,dest={}", archive.display());
-    buildx.build(context()?.path(), &["--output", &output])?.ok()?;
+    let context = context()?;
+    for ((variant, file), tag) in VARIANTS.into_iter().zip(["local", "rootless"]) {
+        let output = format!("type=docker,name=buildkit-cni:{tag},dest={}", into.join(file).display());
+        let variant = format!("--build-arg=VARIANT={variant}");
+        buildx.build(context.path(), &["--output", &output, &variant])?.ok()?;
+    }
     daemon.stop()
 }
 
@@ -119,6 +128,7 @@ fn main() -> ExitCode {
             ("the_docker_container_driver", driver),
             ("certificates_of_registries_are_obeyed", certificates),
             ("a_container_without_privileges_says_so", privileges),
+            ("the_rootless_variant_needs_no_privileges", rootless),
         ],
         |b| {
             // A registry does not mind how it ends.
@@ -169,18 +179,9 @@ fn stock(_: &Bench) -> Result<()> {
     Ok(())
 }
 
-/// The block of commands in the README that begins with `first`.
-fn block(first: &str) -> Result<String> {
-    let readme = std::fs::read_to_string(places::workspace().join("README.md"))?;
-    let start =
-        readme.find(&format!("    {first}")).with_context(|| format!("README.md has no {first:?}"))?;
-    let lines = readme.get(start..).unwrap_or_default().lines().take_while(|l| l.starts_with("    "));
-    Ok(lines.map(|l| format!("{}\n", l.trim_start())).collect())
-}
-
 fn readme(b: &Bench) -> Result<()> {
     let project = project()?;
-    let by_hand = block("docker run --detach")?;
+    let by_hand = places::readme("docker run --detach")?;
     let said = b.shell(&project, &by_hand)?.ok()?;
     ensure!(said.contains("linux/"), "{said}");
     let healthy = || {
@@ -191,7 +192,7 @@ fn readme(b: &Bench) -> Result<()> {
     wait_for("the container is healthy", Duration::from_secs(60), healthy)?;
     let size = b.engine.run(&["exec", "buildkitd", "sh", "-c", "grep VmRSS /proc/1/status"])?.ok()?;
     println!("idle: {}", size.trim());
-    let driver = block("docker buildx create --name appliance --driver docker-container")?;
+    let driver = places::readme("docker buildx create --name appliance --driver docker-container")?;
     b.shell(&project, &driver)?.ok()?;
     b.engine.run(&["rm", "--force", "buildkitd"])?.ok()?;
     b.buildx(&["rm", "appliance"])?.ok()?;
@@ -293,4 +294,17 @@ fn certificates(b: &Bench) -> Result<()> {
 
 fn privileges(b: &Bench) -> Result<()> {
     b.engine.run(&["run", "--rm", "buildkit-cni:local"])?.fails_with(&["--privileged"])
+}
+
+fn rootless(b: &Bench) -> Result<()> {
+    let project = project()?;
+    project.write("Dockerfile", "FROM scratch\nCOPY busybox /bin/busybox\nRUN [\"/bin/busybox\", \"chown\", \"7:7\", \"/bin/busybox\"]\n\
+        CMD [\"/bin/busybox\", \"stat\", \"-c\", \"owned by %u\", \"/bin/busybox\"]\n")?;
+    let manual = places::manual("docs/operation.md", "docker run --detach --name rootless")?;
+    b.shell(&project, &manual)?.ok()?;
+    let said = b.build_and_run("by-nobody", &project)?;
+    ensure!(said.contains("owned by 7"), "{said}");
+    let owner = b.engine.run(&["exec", "rootless", "id", "-u"])?.ok()?;
+    ensure!(owner.trim() == "1000", "{owner}");
+    b.engine.run(&["rm", "--force", "rootless"])?.ok().map(drop)
 }

@@ -102,6 +102,8 @@ fn main() -> ExitCode {
         &[
             ("the_first_client_starts_the_daemon", first_client),
             ("builds_through_the_socket", builds),
+            ("the_commands_of_the_readme", readme),
+            ("a_user_has_a_daemon_without_root", user),
             ("a_restart_loses_no_connection", restart),
             ("a_killed_daemon_comes_back_with_its_cache", killed),
             ("a_reload_keeps_builds_running", reload),
@@ -135,6 +137,37 @@ fn builds(b: &Bench) -> Result<()> {
     let left = b.machine.run(&["ls", "/sys/fs/cgroup/system.slice/buildkitd.service"])?.ok()?;
     ensure!(left.lines().any(|l| l == "daemon"), "{left}");
     Ok(())
+}
+
+fn readme(b: &Bench) -> Result<()> {
+    let _turn = b.turn()?;
+    b.machine.write("/readme/Dockerfile", "FROM scratch\nCOPY Dockerfile /\n")?;
+    let script = format!("cd /readme; {}", places::readme("systemctl start buildkitd")?);
+    b.machine.run(&["sh", "-exc", &script])?.ok()?;
+    ensure!(b.machine.path("/readme/hello.tar").exists());
+    Ok(())
+}
+
+fn user(b: &Bench) -> Result<()> {
+    let _turn = b.turn()?;
+    let script = "useradd --create-home --uid 1001 builder; usermod --add-subuids 100000-165535 --add-subgids 100000-165535 builder; \
+        systemctl --global enable buildkitd.service; loginctl enable-linger builder";
+    b.machine.run(&["sh", "-exc", script])?.ok()?;
+    let socket = "unix:///run/user/1001/buildkit/buildkitd.sock";
+    let state = || b.machine.run(&["buildctl", "--addr", socket, "debug", "workers"]).ok()?.ok().ok();
+    let log = || b.machine.run(&["journalctl", "--no-pager", "--output=cat", "_UID=1001"]);
+    wait_for("the user's daemon", Duration::from_secs(30), state)
+        .with_context(|| log().map(|run| run.stdout).unwrap_or_default())?;
+    b.machine.write("/work/Dockerfile", STEP)?;
+    let build = format!(
+        "buildctl --addr {socket} build --progress=plain --frontend=dockerfile.v0 --local=context=/work \
+         --local=dockerfile=/work --local=tools=/work/tools --opt=context:tools=local:tools"
+    );
+    b.machine.run(&["sh", "-c", &build])?.ok()?;
+    let owner =
+        b.machine.run(&["stat", "-c", "%u", "/home/builder/.local/share/buildkit/buildkitd.lock"])?.ok()?;
+    ensure!(owner.trim() == "1001", "{owner}");
+    b.machine.run(&["loginctl", "disable-linger", "builder"])?.ok().map(drop)
 }
 
 fn restart(b: &Bench) -> Result<()> {
