@@ -312,7 +312,7 @@ fn mounts_of_containers(bench: &Bench) -> Result<()> {
 
         // The files of a container, by the index of the mount.
         let mut client_calls = gateway.client.clone();
-        let mut read = |mount_index: i32, path: &str| {
+        let read = |mount_index: i32, path: &str| {
             let mut calls = client_calls.clone();
             let request = msg::ReadFileRequest {
                 r#ref: "m".to_owned(),
