@@ -445,11 +445,14 @@ fn ranges_that_are_used_up() {
             let chain = Arc::new(chain(&world, whose, &config));
             let first = Container::new(&world, "c1");
             let result = chain.add(&first.attachment).unwrap();
-            let links = said("ip -o link");
+            let names = || -> Vec<String> {
+                said("ip -o link").lines().filter_map(|l| Some(l.split(':').nth(1)?.to_owned())).collect()
+            };
+            let links = names();
             let second = Container::new(&world, "c2");
             let error = chain.add(&second.attachment).unwrap_err().to_string();
             assert!(error.contains("no") && error.contains("10.86.0."), "{whose:?}: {error}");
-            assert_eq!(said("ip -o link"), links, "{whose:?}: nothing half-made");
+            assert_eq!(names(), links, "{whose:?}: nothing half-made");
             chain.del(&first.attachment, Some(&result), false).unwrap();
             let result = chain.add(&second.attachment).unwrap();
             chain.del(&second.attachment, Some(&result), false).unwrap();
