@@ -224,7 +224,7 @@ impl Container {
     ) -> Result<T, Failure> {
         let prepared = self.prepared.read().await;
         let place = prepared.as_ref().and_then(|p| p.place(mount)).map(Path::to_owned);
-        let place = place.ok_or_else(|| Error::Place(mount))?;
+        let place = place.ok_or(Error::Place(mount))?;
         base::task::blocking(move || read(&place)).await
     }
 
