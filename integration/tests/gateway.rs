@@ -443,8 +443,10 @@ fn messages_that_make_no_sense(bench: &Bench) -> Result<()> {
     })
 }
 
-/// The ids of inputs and mounts in an error.
-fn solve_detail(status: &tonic::Status) -> Result<(Vec<String>, Vec<String>, pb::Op, Option<Subject>)> {
+/// The ids of inputs and mounts in an error, its operation, and what of that failed.
+type Failed = (Vec<String>, Vec<String>, pb::Op, Option<Subject>);
+
+fn solve_detail(status: &tonic::Status) -> Result<Failed> {
     let failure = session::status::from_status(status);
     let found = failure.details().iter().find_map(|d| match d {
         Detail::Solve { inputs, mounts, op, subject, .. } => Some((inputs, mounts, op, subject)),
