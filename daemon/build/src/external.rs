@@ -6,10 +6,14 @@
 //! as it answers a client that is its own frontend. What it is started with is in
 //! its environment, its own definition in a file.
 
+use std::convert::Infallible;
 use std::fs;
+use std::io;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use base::reference::Reference;
@@ -19,7 +23,7 @@ use exec::{Exit, Io, Mount, NetworkMode, Output as IoOutput, Process, Source};
 use frontend::convert::{Config, Image};
 use frontend::dockerui;
 use frontend::gateway::{FrontendResult, Gateway as _, ImageOptions, ResolvedImage, resolve_image};
-use futures_util::stream;
+use futures_util::{StreamExt as _, stream};
 use llb::build::{Defaults, State};
 use parking_lot::Mutex;
 use prost::Message as _;
@@ -27,7 +31,10 @@ use proto::gateway::llb_bridge_server::LlbBridgeServer;
 use proto::pb;
 use refs::NewRef;
 use session::{CONNECTION_WINDOW, MAX_MESSAGE, STREAM_WINDOW};
+use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
+use tokio::sync::oneshot;
 use tonic::transport::Server;
+use tonic::transport::server::Connected;
 
 use crate::{Bridge, Error, Service};
 
@@ -143,16 +150,21 @@ async fn converse(bridge: &Bridge, source: &str, process: Process) -> Result<(),
     let service = LlbBridgeServer::new(Service::new(bridge.clone()))
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(MAX_MESSAGE);
-    // Ends when everybody who came in has been served: this one connection.
+    // Never stops accepting: the server would ask those whom it serves to go.
+    let (open, closed) = oneshot::channel();
+    let connection = Connection { io: ours, _open: open };
     let serving = Server::builder()
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .add_service(service)
         .add_service(health_service)
-        .serve_with_incoming_shutdown(
-            stream::iter([Ok::<_, std::io::Error>(ours)]),
-            std::future::pending::<()>(),
-        );
+        .serve_with_incoming(stream::iter([Ok::<_, io::Error>(connection)]).chain(stream::pending()));
+    let serving = async {
+        tokio::select! {
+            _ = serving => {}
+            _ = closed => {}
+        }
+    };
     let scope = bridge.scope().child();
     let mut running = std::pin::pin!(bridge.worker().executor.run(process, io, &scope));
     let mut serving = std::pin::pin!(serving);
@@ -161,7 +173,7 @@ async fn converse(bridge: &Bridge, source: &str, process: Process) -> Result<(),
             _ = tokio::time::timeout(LAST_MOMENTS, &mut serving).await;
             exit
         }
-        _ = &mut serving => {
+        () = &mut serving => {
             if let Ok(exit) = tokio::time::timeout(LAST_MOMENTS, &mut running).await {
                 exit
             } else {
@@ -175,6 +187,43 @@ async fn converse(bridge: &Bridge, source: &str, process: Process) -> Result<(),
         let words = String::from_utf8_lossy(&words);
         if words.trim().is_empty() || e.is_canceled() { e } else { e.hinted(words.trim()) }
     })
+}
+
+/// The one connection of a frontend; whoever holds the other end of `_open` learns when it
+/// is closed.
+struct Connection {
+    io: DuplexStream,
+    _open: oneshot::Sender<Infallible>,
+}
+
+impl Connected for Connection {
+    type ConnectInfo = ();
+
+    fn connect_info(&self) {}
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, data)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
 }
 
 /// An image with a frontend in it.

@@ -144,6 +144,10 @@ impl Config {
     /// # Errors
     /// When it is none.
     pub(crate) fn parse(json: &[u8]) -> std::result::Result<Self, Error> {
+        // A struct could also be read from an array of its fields, which is not how anybody writes it.
+        if json.trim_ascii_start().first() != Some(&b'{') {
+            return Err(Error::config("invalid document: not an object"));
+        }
         serde_json::from_slice(json).map_err(|e| Error::config(e.to_string()))
     }
 
