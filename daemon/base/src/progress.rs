@@ -178,9 +178,20 @@ impl VertexSink {
 
     /// Begins a counter; it is completed when the [`Counter`] is finished or dropped.
     pub fn counter(&self, id: impl Into<String>, total: u64) -> Counter {
+        self.begin(id.into(), "", total)
+    }
+
+    /// Begins a counter of the bytes that go from or to a client, which clients
+    /// know by its name.
+    pub fn transfer(&self, id: impl Into<String>) -> Counter {
+        self.begin(id.into(), "transferring", 0)
+    }
+
+    fn begin(&self, id: String, name: &'static str, total: u64) -> Counter {
         let counter = Counter {
             sink: self.clone(),
-            id: id.into(),
+            id,
+            name,
             total: i64::try_from(total).unwrap_or(0),
             current: 0,
             started: Timestamp::now(),
@@ -196,6 +207,7 @@ impl VertexSink {
 pub struct Counter {
     sink: VertexSink,
     id: String,
+    name: &'static str,
     total: i64,
     current: i64,
     started: Timestamp,
@@ -241,7 +253,7 @@ impl Counter {
         self.sink.sink.send(Event::Status(Status {
             id: self.id.clone(),
             vertex: self.sink.digest.clone(),
-            name: String::new(),
+            name: self.name.to_owned(),
             current: self.current,
             total: self.total,
             timestamp: Timestamp::now(),

@@ -130,7 +130,9 @@ pub enum Error {
 impl Classify for Error {
     fn kind(&self) -> Code {
         match self {
-            Self::NotFound { .. } => Code::NotFound,
+            // Clients see no code with this in the reference: `NotFound` would be
+            // put in front of the text, and be read as something else's.
+            Self::NotFound { .. } => Code::Unknown,
             Self::Links | Self::Pattern { .. } | Self::Match { .. } | Self::Wildcard(_) => {
                 Code::InvalidArgument
             }

@@ -42,7 +42,7 @@ impl Local {
     ) -> Result<(), Failure> {
         let to =
             Deliver { exporter: self.id, metadata: BTreeMap::new(), multi_platform: self.options.delete };
-        let counter = Mutex::new(context.progress.counter(label, 0));
+        let counter = Mutex::new(context.progress.transfer(label));
         let sent = caller.send_dir(&to, tree, move |n| counter.lock().add(n));
         context.scope.run(async { Ok(sent.await?) }).await
     }

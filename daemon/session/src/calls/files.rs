@@ -97,7 +97,7 @@ impl Caller {
         metadata::put_list(map, metadata::FOLLOW, &follow_paths)?;
         metadata::put_list(map, metadata::DIR_NAME, std::slice::from_ref(&name))?;
         if let Some(sink) = progress {
-            let mut counter = sink.counter(format!("transferring {name}:"), 0);
+            let mut counter = sink.transfer(format!("transferring {name}:"));
             receive.progress =
                 Some(Box::new(move |total| counter.set(i64::try_from(total).unwrap_or(i64::MAX))));
         }
