@@ -511,6 +511,23 @@ fn no_cache(bench: &Bench) -> Result<()> {
     let first = out(&[])?;
     ensure!(out(&[])? == first, "the step ran again");
     ensure!(out(&["no-cache"])? != first, "the step did not run again");
+    // Its cache mounts are new then, and those of other builds are not.
+    let project = Project::new(
+        "FROM busybox AS build\nARG ROUND\n\
+         RUN --mount=type=cache,target=/no-cache-plain echo $ROUND >>/no-cache-plain/f && cat /no-cache-plain/f >/out\n\
+         RUN --mount=type=cache,target=/based,id=no-cache-based,from=busybox,source=/etc \
+         echo $ROUND >>/based/no-cache && cat /based/no-cache >>/out\n\
+         FROM scratch\nCOPY --from=build /out /\n",
+    )?;
+    for (options, want) in [
+        (&["build-arg:ROUND=1"][..], "1\n1\n"),
+        (&["build-arg:ROUND=2"], "1\n2\n1\n2\n"),
+        (&["build-arg:ROUND=3", "no-cache"], "3\n3\n"),
+        (&["build-arg:ROUND=4"], "3\n4\n3\n4\n"),
+    ] {
+        let tree = bench.export(Buildx, &project, options)?;
+        ensure!(text(&tree, "out")? == want, "{options:?}: {}", text(&tree, "out")?);
+    }
     Ok(())
 }
 
@@ -521,7 +538,10 @@ fn failures_show_the_place(bench: &Bench) -> Result<()> {
             &["exit code: 42", "Dockerfile:4", ">>> RUN exit 42"][..],
         ),
         ("FROM busybox\nCOPPY a b\n", &["Dockerfile:2", "unknown instruction: COPPY", "did you mean"]),
-        ("FROM busybox\nCOPY missing /\n", &["Dockerfile:2", "missing", "not found"]),
+        (
+            "FROM busybox\nCOPY missing /\n",
+            &["Dockerfile:2", "failed to calculate checksum of ref", "\"/missing\": not found"],
+        ),
         ("FROM busybox AS x\nFROM y-not-there:1\n", &["y-not-there:1"]),
         ("RUN true\n", &["no build stage in current context"]),
         ("", &["empty"]),

@@ -109,12 +109,22 @@ impl Platform {
     /// emulation: the same, or an older variant of the same processor.
     pub fn runs(&self, other: &Self) -> bool {
         self.os == other.os
+            && self.has_system_for(other)
             && match (self.architecture.as_str(), other.architecture.as_str()) {
                 ("amd64", "386") => true,
                 ("arm64", "arm") => true,
                 (a, b) if a == b => variant_rank(other) <= variant_rank(self),
                 _ => false,
             }
+    }
+
+    /// Whether version and features of this system are what `other` needs.
+    fn has_system_for(&self, other: &Self) -> bool {
+        let windows = self.os == "windows";
+        // Every Windows that runs containers has this one, named or not.
+        let given = |feature: &String| windows && feature == "win32k";
+        let features = other.os_features.iter().all(|f| given(f) || self.os_features.contains(f));
+        features && (!windows || windows_runs(&self.os_version, &other.os_version))
     }
 
     /// How well what is made for `other` suits this platform: zero is best,
@@ -128,6 +138,40 @@ impl Platform {
         let newest = if foreign == 0 { variant_rank(self) } else { 100 };
         Some(foreign + newest.saturating_sub(variant_rank(other)))
     }
+}
+
+/// The builds of Windows Server whose containers later builds run as well, up to
+/// and including the next of these.
+const WINDOWS_LONG_TERM: [u16; 2] = [20348, 26100];
+
+/// Whether Windows `host` runs containers of Windows `made_for`. Containers share
+/// the host's kernel: builds must be the same, since Server 2022 not older than
+/// the long-term release before. Versions that are not told exclude nothing.
+fn windows_runs(host: &str, made_for: &str) -> bool {
+    /// Major, minor and build; zeros for what is no version.
+    fn parts(version: &str) -> (u8, u8, u16) {
+        let mut parts = version.split('.');
+        let mut next = || parts.next().unwrap_or_default();
+        let (major, minor, build) = (next(), next(), next());
+        match (major.parse(), minor.parse(), build.parse()) {
+            (Ok(major), Ok(minor), Ok(build)) => (major, minor, build),
+            _ => (0, 0, 0),
+        }
+    }
+    let host = parts(host);
+    if host == (0, 0, 0) || made_for.is_empty() {
+        return true;
+    }
+    let made_for = parts(made_for);
+    if (host.0, host.1) != (made_for.0, made_for.1) {
+        return false;
+    }
+    let [first, ..] = WINDOWS_LONG_TERM;
+    if host.2 < first {
+        return host.2 == made_for.2;
+    }
+    let oldest = WINDOWS_LONG_TERM.into_iter().rev().find(|build| *build < host.2).unwrap_or(first);
+    (oldest..=host.2).contains(&made_for.2)
 }
 
 /// Variants in order of age; unknown ones run only where they are named.
@@ -176,6 +220,7 @@ impl FromStr for Platform {
             Some((os, rest)) => (os, rest.strip_suffix(')').ok_or_else(|| fail("unclosed bracket"))?),
             None => (parts[0], ""),
         };
+        let (os_version, features) = os_version.split_once('+').unwrap_or((os_version, ""));
         if !valid(&os) || !parts[1..].iter().all(valid) {
             return Err(fail("only letters, digits, '_', '-' and '.' are allowed between the slashes"));
         }
@@ -187,6 +232,7 @@ impl FromStr for Platform {
             _ => return Err(fail("too many slashes")),
         };
         platform.os_version = os_version.to_owned();
+        platform.os_features = features.split('+').filter(|f| !f.is_empty()).map(str::to_owned).collect();
         Ok(platform)
     }
 }
@@ -240,5 +286,26 @@ mod tests {
         assert!(p("linux/arm/v7").runs(&p("linux/arm/v6")));
         assert!(!p("linux/arm/v6").runs(&p("linux/arm/v7")));
         assert!(!p("linux/amd64").runs(&p("linux/arm64")));
+        let w = |version: &str| p(&format!("windows({version})/amd64"));
+        for (host, made_for, runs) in [
+            ("1.1.0", "1.1.0", true),
+            ("1.1.0", "1.2.3", false),
+            ("10.0.17763", "10.0.17763.5329", true),
+            ("10.0.17763", "10.0.20348", false),
+            ("10.0.20348", "10.0.20348.2227", true),
+            ("10.0.20348", "10.0.17763", false),
+            ("10.0.26100", "10.0.20348", true),
+            ("10.0.26101", "10.0.20348", false),
+            ("10.0.26101", "10.0.26100", true),
+            ("10.0.20348", "", true),
+            ("", "10.0.20348", true),
+            ("10.0", "10.0.20348", true),
+            ("10.0.20348", "10.0", false),
+        ] {
+            assert_eq!(w(host).runs(&w(made_for)), runs, "{host} {made_for}");
+        }
+        assert!(w("10.0.20348").runs(&p("windows(10.0.20348+win32k)/amd64")));
+        assert!(!w("10.0.20348").runs(&p("windows(10.0.20348+other)/amd64")));
+        assert!(p("windows(+a+b)/amd64").runs(&p("windows(+b)/amd64")));
     }
 }

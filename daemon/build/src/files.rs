@@ -114,7 +114,7 @@ fn describe(dir: &Dir, name: &str) -> Result<Stat, Failure> {
         mode: tree::gomode::from_unix(stat.st_mode),
         uid: stat.st_uid,
         gid: stat.st_gid,
-        size: if kind == FileType::RegularFile { stat.st_size } else { 0 },
+        size: if kind == FileType::Directory { 0 } else { stat.st_size },
         mod_time: stat.st_mtime * 1_000_000_000 + stat.st_mtime_nsec as i64,
         linkname: match kind {
             FileType::Symlink => dir.readlink(name)?.to_string_lossy().into_owned(),

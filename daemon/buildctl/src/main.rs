@@ -23,7 +23,12 @@ fn main() -> ExitCode {
     let cli = match cli::Cli::try_parse() {
         Ok(cli) => cli,
         Err(e) => {
-            // Help and version are errors to the parser.
+            // Help and version are errors to the parser; a group of commands
+            // without a command is a wish for help, not a mistake.
+            if e.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+                print!("{}", e.render());
+                return ExitCode::SUCCESS;
+            }
             let code = if e.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
             _ = e.print();
             return code;

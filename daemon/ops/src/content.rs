@@ -34,6 +34,11 @@ impl Contents {
     /// The digest of what `selectors` choose from `result`; of everything
     /// without any. Reads the tree only where nothing is known.
     pub(crate) async fn digest(&self, result: &Ref, selectors: &[Selector]) -> Result<Digest, Failure> {
+        let wrap = |e: Failure| e.context(format!("failed to calculate checksum of ref {}", result.id()));
+        self.compute(result, selectors).await.map_err(wrap)
+    }
+
+    async fn compute(&self, result: &Ref, selectors: &[Selector]) -> Result<Digest, Failure> {
         let known = self.of(result)?;
         let whole = [Selector { path: String::new(), opts: Opts::default() }];
         let selectors = if selectors.is_empty() { &whole[..] } else { selectors };
