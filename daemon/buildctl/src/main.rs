@@ -17,18 +17,20 @@ use std::process::ExitCode;
 
 use base::Failure;
 use base::task::Scope;
-use clap::Parser;
+use clap::builder::StyledStr;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{CommandFactory, Parser};
 
 fn main() -> ExitCode {
     let cli = match cli::Cli::try_parse() {
         Ok(cli) => cli,
         Err(e) => {
-            // Help and version are errors to the parser; a group of commands
-            // without a command is a wish for help, not a mistake.
-            if e.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
-                print!("{}", e.render());
+            // A group of commands without a command is a wish for help, not a mistake.
+            if let Some(help) = help_instead(&e) {
+                print!("{help}");
                 return ExitCode::SUCCESS;
             }
+            // Help and version are errors to the parser.
             let code = if e.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
             _ = e.print();
             return code;
@@ -41,6 +43,27 @@ fn main() -> ExitCode {
             errors::print(&failure, debug);
             ExitCode::FAILURE
         }
+    }
+}
+
+/// The help of the group of commands that was given without a command. Where
+/// the environment sets a flag, the parser does not think of it itself.
+fn help_instead(e: &clap::Error) -> Option<StyledStr> {
+    match e.kind() {
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => Some(e.render()),
+        ErrorKind::MissingSubcommand => {
+            let mut command = cli::Cli::command();
+            command.build();
+            let Some(ContextValue::String(names)) = e.get(ContextKind::InvalidSubcommand) else {
+                return Some(command.render_help());
+            };
+            let mut group = &mut command;
+            for name in names.split_whitespace().skip(1) {
+                group = group.find_subcommand_mut(name)?;
+            }
+            Some(group.render_help())
+        }
+        _ => None,
     }
 }
 
@@ -85,5 +108,25 @@ async fn interrupts(scope: &Scope) {
         if count >= 3 {
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_group_alone_is_answered_with_its_help() {
+        // With an address given, as by the environment.
+        for (args, wanted) in [
+            (&["buildctl"][..], "disk usage"),
+            (&["buildctl", "--addr=tcp://host:1"], "disk usage"),
+            (&["buildctl", "--addr=tcp://host:1", "debug"], "workers"),
+        ] {
+            let e = cli::Cli::try_parse_from(args).err().and_then(|e| help_instead(&e));
+            assert!(e.is_some_and(|help| help.to_string().contains(wanted)), "{args:?}");
+        }
+        let mistake = cli::Cli::try_parse_from(["buildctl", "nonsense"]).err();
+        assert!(mistake.is_some_and(|e| help_instead(&e).is_none()));
     }
 }
