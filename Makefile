@@ -4,7 +4,8 @@
 
 # Where `install` puts things, and where it takes the programs from.
 PREFIX ?= /usr/local
-PROGRAMS ?= target/release
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+PROGRAMS ?= $(TARGET)/release
 UNITDIR ?= $(PREFIX)/lib/systemd/system
 USERUNITDIR ?= $(dir $(UNITDIR))user
 
@@ -13,13 +14,13 @@ USERUNITDIR ?= $(dir $(UNITDIR))user
 run:
 	@integration/setup.sh run
 	cargo build --release -p buildkitd -p buildctl -p cni-plugins
-	@integration/example/run.sh target/release
+	@integration/example/run.sh $(TARGET)/release
 
 ## Stops the daemon that `make run` has started.
 stop:
-	@integration/example/run.sh target/release stop
+	@integration/example/run.sh $(TARGET)/release stop
 
-## The programs, optimised, in target/release.
+## The programs, optimised, in target/release (or where CARGO_TARGET_DIR points to).
 build:
 	cargo build --release -p buildkitd -p buildctl -p cni-plugins
 
@@ -79,7 +80,7 @@ lint:
 bench:
 	@integration/setup.sh
 	cargo build --release -p buildkitd -p buildctl -p cni-plugins -p integration
-	target/release/bench --buildctl target/release/buildctl $(or $(BENCH),buildkitd=target/release/buildkitd)
+	$(TARGET)/release/bench --buildctl $(TARGET)/release/buildctl $(or $(BENCH),buildkitd=$(TARGET)/release/buildkitd)
 
 clean:
 	cargo clean

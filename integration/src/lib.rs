@@ -11,6 +11,7 @@
 
 pub mod bench;
 pub mod certificates;
+pub mod cgroup;
 pub mod clients;
 pub mod containerd;
 pub mod daemon;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use tempfile::TempDir;
 
+use crate::cgroup::Cgroup;
 use crate::places;
 use crate::process::{self, Run, Service, wait_for};
 
@@ -15,6 +16,8 @@ pub struct Machine {
     service: Option<Service>,
     leader: u32,
     dir: TempDir,
+    // Dropped after the service has ended.
+    _cgroup: Cgroup,
 }
 
 impl Machine {
@@ -56,8 +59,12 @@ impl Machine {
         ];
         // Also where the host still has the older hierarchies.
         let env = [("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY", "1".into())];
-        let nspawn = Path::new("systemd-nspawn");
-        let mut service = Service::start("systemd-nspawn", nspawn, args, &env, dir.path().join("log"))?;
+        // It makes groups where it starts, and in the root of a tree that is anybody's.
+        let cgroup = Cgroup::new(&format!("bk-machine-{}", std::process::id()))?;
+        let start = format!("{}exec systemd-nspawn \"$@\"", cgroup.enter());
+        let args = ["-c".to_owned(), start, "sh".into()].into_iter().chain(args);
+        let mut service =
+            Service::start("systemd-nspawn", Path::new("sh"), args, &env, dir.path().join("log"))?;
         let pid = service.pid();
         // Its first process is the one that has become systemd.
         let init = || {
@@ -67,7 +74,7 @@ impl Machine {
             children.find(|pid| name(pid).trim() == "systemd")?.parse().ok()
         };
         let leader = service.wait_until(Duration::from_secs(30), init)?;
-        let machine = Self { service: Some(service), leader, dir };
+        let machine = Self { service: Some(service), leader, dir, _cgroup: cgroup };
         let up = || machine.run(&["systemctl", "is-active", "sockets.target"]).ok()?.ok().ok();
         wait_for("boot", Duration::from_secs(60), up).context(machine.console())?;
         Ok(machine)

@@ -1,14 +1,15 @@
 //! The package on a machine with systemd: the socket starts the daemon and
 //! outlives it, and the unit takes away what builds do not need.
 
-use std::process::{ExitCode, Stdio};
+use std::process::{Command, ExitCode, Stdio};
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use integration::machine::Machine;
 use integration::process::Reaped;
-use integration::{places, suite, wait_for};
+use integration::{places, process, suite, wait_for};
+use tempfile::TempDir;
 
 const SERVICE: &str = "buildkitd.service";
 const SOCKET: &str = "buildkitd.socket";
@@ -112,6 +113,7 @@ fn main() -> ExitCode {
             ("who_is_not_in_the_group_is_refused", group),
             ("the_daemon_has_few_privileges", privileges),
             ("a_start_that_cannot_work_is_not_repeated", no_loop),
+            ("make_uninstall_takes_what_make_install_has_put", install),
         ],
         Bench::finish,
     )
@@ -307,5 +309,39 @@ fn no_loop(b: &Bench) -> Result<()> {
     ensure!(b.machine.show(SERVICE, "NRestarts")? == "0");
     ensure!(b.machine.show(SERVICE, "ExecMainStatus")? == "78", "{}", journal(b));
     ensure!(journal(b).contains("buildkitd: /etc/buildkit/buildkitd.toml:1: "), "{}", journal(b));
+    Ok(())
+}
+
+fn install(_: &Bench) -> Result<()> {
+    let directory = TempDir::with_prefix("bk-install-")?;
+    let programs = places::program("buildkitd")?;
+    let programs = programs.parent().context("directory of the programs")?.display().to_string();
+    let make = |goal: &str| {
+        let mut make = Command::new("make");
+        make.arg("--directory").arg(places::workspace()).args(["--silent", goal, "PREFIX=/opt/bk"]);
+        make.arg(format!("DESTDIR={}", directory.path().display())).arg(format!("PROGRAMS={programs}"));
+        process::run(make)?.ok()
+    };
+    let files = || {
+        let mut find = Command::new("find");
+        find.arg(directory.path()).args(["!", "-type", "d", "-printf", "%m /%P\n"]);
+        process::run(find)?.ok()
+    };
+    make("install")?;
+    let there = files()?;
+    for file in [
+        "755 /opt/bk/bin/buildkitd",
+        "755 /opt/bk/bin/buildctl",
+        "755 /opt/bk/libexec/buildkit-cni/buildkit-cni",
+        "777 /opt/bk/libexec/buildkit-cni/bridge",
+        "644 /opt/bk/lib/systemd/system/buildkitd.socket",
+        "644 /opt/bk/lib/systemd/user/buildkitd.service",
+    ] {
+        ensure!(there.lines().any(|line| line == file), "{file} is missing:\n{there}");
+    }
+    let unit = std::fs::read_to_string(directory.path().join("opt/bk/lib/systemd/system/buildkitd.service"))?;
+    ensure!(unit.contains("ExecStart=/opt/bk/bin/buildkitd"), "{unit}");
+    make("uninstall")?;
+    ensure!(files()?.is_empty(), "left: {}", files()?);
     Ok(())
 }
