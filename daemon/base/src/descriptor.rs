@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::gojson::nullable;
 use crate::{Digest, Platform};
 
 /// A pointer to a blob, as it stands in manifests and indexes.
@@ -14,17 +15,17 @@ use crate::{Digest, Platform};
 #[serde(rename_all = "camelCase")]
 pub struct Descriptor {
     /// What the bytes are.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "nullable")]
     pub media_type: String,
     /// The name of the bytes.
     pub digest: Digest,
     /// Their number.
     pub size: u64,
     /// Where else they may be fetched.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, deserialize_with = "nullable", skip_serializing_if = "Vec::is_empty")]
     pub urls: Vec<String>,
     /// Free text by key.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default, deserialize_with = "nullable", skip_serializing_if = "BTreeMap::is_empty")]
     pub annotations: BTreeMap<String, String>,
     /// The bytes themselves, base64.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -7,7 +7,7 @@
 
 use std::io;
 
-use serde::Serialize;
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::ser::{CompactFormatter, Formatter, PrettyFormatter};
 
 /// `json.Marshal`.
@@ -28,6 +28,15 @@ pub fn to_vec_indent(value: &impl Serialize) -> serde_json::Result<Vec<u8>> {
     let mut out = Vec::new();
     value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, Go(PrettyFormatter::new())))?;
     Ok(out)
+}
+
+/// For `#[serde(deserialize_with)]`: `null` is what a field is without being given,
+/// as `json.Unmarshal` has it.
+///
+/// # Errors
+/// When the value is neither `null` nor what the field takes.
+pub fn nullable<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(from: D) -> Result<T, D::Error> {
+    Ok(Option::<T>::deserialize(from)?.unwrap_or_default())
 }
 
 struct Go<F>(F);

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use base::descriptor::media;
+use base::gojson::nullable;
 use base::{Descriptor, Digest, Platform};
 use bytes::Bytes;
 use serde::Deserialize;
@@ -18,7 +19,7 @@ const MAX_DEPTH: usize = 4;
 #[serde(rename_all = "camelCase")]
 pub struct Manifest {
     /// What the document says it is; old ones do not say.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "nullable")]
     pub media_type: String,
     /// The image's config.
     pub config: Descriptor,
@@ -26,7 +27,7 @@ pub struct Manifest {
     #[serde(default, deserialize_with = "nullable")]
     pub layers: Vec<Descriptor>,
     /// Free text by key.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "nullable")]
     pub annotations: BTreeMap<String, String>,
 }
 
@@ -35,13 +36,13 @@ pub struct Manifest {
 #[serde(rename_all = "camelCase")]
 pub struct Index {
     /// What the document says it is; old ones do not say.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "nullable")]
     pub media_type: String,
     /// Its entries.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "nullable")]
     pub manifests: Vec<Descriptor>,
     /// Free text by key.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "nullable")]
     pub annotations: BTreeMap<String, String>,
 }
 
@@ -65,10 +66,6 @@ pub struct Image {
     pub manifest: Manifest,
     /// The config, byte for byte.
     pub config: Bytes,
-}
-
-fn nullable<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Vec<Descriptor>, D::Error> {
-    Ok(Option::deserialize(from)?.unwrap_or_default())
 }
 
 #[derive(Deserialize)]

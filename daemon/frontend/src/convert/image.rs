@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use base::Platform;
+use base::gojson::nullable;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::epoch::Epoch;
@@ -271,10 +272,6 @@ pub(super) fn duration(duration: Duration) -> String {
             }
         }
     }
-}
-
-fn nullable<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(d: D) -> Result<T, D::Error> {
-    Ok(Option::<T>::deserialize(d)?.unwrap_or_default())
 }
 
 /// A time is written again without what does not matter in it: zeros at the end

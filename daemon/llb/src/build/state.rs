@@ -232,9 +232,9 @@ impl State {
     pub fn with_image_config(&self, config: &[u8]) -> Result<Self, Error> {
         #[derive(Deserialize, Default)]
         struct Config {
-            #[serde(default, rename = "Env", deserialize_with = "null_is_empty")]
+            #[serde(default, rename = "Env", deserialize_with = "base::gojson::nullable")]
             env: Vec<String>,
-            #[serde(default, rename = "WorkingDir", deserialize_with = "null_is_empty")]
+            #[serde(default, rename = "WorkingDir", deserialize_with = "base::gojson::nullable")]
             dir: String,
         }
         #[derive(Deserialize)]
@@ -318,12 +318,4 @@ impl State {
         let kind = NodeKind::Passthrough { id: id.to_owned(), inputs, outputs };
         self.with_output(Some(Output::Of { node: Node::new(kind, options), index: 0, platform: None }))
     }
-}
-
-fn null_is_empty<'de, D, T>(d: D) -> Result<T, D::Error>
-where
-    D: serde::Deserializer<'de>,
-    T: Deserialize<'de> + Default,
-{
-    Ok(Option::<T>::deserialize(d)?.unwrap_or_default())
 }

@@ -274,25 +274,25 @@ impl BlobSource for Layers {
 /// The parts of an image's config that keys and layers are made of.
 #[derive(Deserialize)]
 struct Config {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "gojson::nullable")]
     rootfs: RootFs,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "gojson::nullable")]
     history: Vec<History>,
 }
 
 #[derive(Default, Deserialize)]
 struct RootFs {
-    #[serde(default, rename = "type")]
+    #[serde(default, rename = "type", deserialize_with = "gojson::nullable")]
     kind: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "gojson::nullable")]
     diff_ids: Vec<Digest>,
 }
 
 #[derive(Deserialize)]
 struct History {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "gojson::nullable")]
     created: Option<Timestamp>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "gojson::nullable")]
     empty_layer: bool,
 }
 
@@ -447,6 +447,15 @@ impl Operation<Output> for ImageSource {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nothing_may_be_written_as_null() {
+        for text in ["{}", r#"{"rootfs":null,"history":null}"#, r#"{"rootfs":{"type":null,"diff_ids":null}}"#]
+        {
+            let config: Config = serde_json::from_str(text).unwrap();
+            assert!(config.rootfs.diff_ids.is_empty() && config.history.is_empty(), "{text}");
+        }
+    }
 
     #[test]
     fn a_chain_of_one_is_itself() {
