@@ -227,6 +227,22 @@ impl fmt::Display for Url {
     }
 }
 
+/// The URL `text` with its user's name and password made unreadable; what is no
+/// URL stays as it is.
+pub fn redacted(text: &str) -> String {
+    let Ok(mut url) = Url::parse(text) else { return text.to_owned() };
+    if let Some(user) = &mut url.user {
+        const MASK: &str = "xxxxx";
+        if !user.name.is_empty() {
+            MASK.clone_into(&mut user.name);
+        }
+        if let Some(password) = &mut user.password {
+            MASK.clone_into(password);
+        }
+    }
+    url.to_string()
+}
+
 /// `url.ParseQuery`: names and values, and whether all of it could be read.
 pub fn parse_query(query: &str) -> (BTreeMap<String, Vec<String>>, bool) {
     /// Go's own limit.
@@ -372,6 +388,18 @@ fn lossy(bytes: Vec<u8>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn credentials_are_made_unreadable() {
+        for (text, want) in [
+            ("https://u:p@h/x.git#r", "https://xxxxx:xxxxx@h/x.git#r"),
+            ("https://u@h/x", "https://xxxxx@h/x"),
+            ("https://h/x", "https://h/x"),
+            ("git@h:x", "git@h:x"),
+        ] {
+            assert_eq!(redacted(text), want);
+        }
+    }
 
     #[test]
     fn reads_and_writes() {

@@ -10,10 +10,11 @@ use base::reference::Reference;
 use base::task::Scope;
 use base::{Detail, Digest, Failure};
 use frontend::gateway::{
-    CacheImport, FileRange, FrontendResult, Gateway, ImageMeta, Options, RefId, Refs, ResolveSource, Solve,
+    CacheImport, FileRange, FrontendResult, Gateway, ImageMeta, Options, RefId, ResolveSource, Solve,
     SolveWhat, SourceMeta, Stat, Warning,
 };
 use ops::source::image::Wanted;
+use ops::used::Material;
 use ops::{BuildValues, Kept, Output, Worker};
 use parking_lot::Mutex;
 use proto::pb;
@@ -23,10 +24,12 @@ use tokio::sync::watch;
 
 use crate::Error;
 use crate::builder::step;
-use crate::caches::{Import, Imports, Made};
+use crate::caches::{Import, Imports};
 use crate::containers::Containers;
 use crate::external::check_allowed;
 use crate::plan::Plan;
+use crate::provenance::asked::{Asked, Call};
+use crate::provenance::producers::Producers;
 
 /// Options of a frontend.
 type Opts = BTreeMap<String, String>;
@@ -41,6 +44,7 @@ pub struct Bridge {
     run: Arc<Run>,
     options: Arc<Options>,
     inputs: Arc<BTreeMap<String, pb::Definition>>,
+    asked: Arc<Asked>,
 }
 
 struct Core {
@@ -84,20 +88,32 @@ impl Bridge {
         sink: Sink,
         frontends: Frontends,
         options: Options,
-        inputs: BTreeMap<String, pb::Definition>,
+        asked: Arc<Asked>,
     ) -> Self {
         let scope = job.scope().clone();
         let imports = Imports::new(worker.clone(), values.session.clone(), sink.clone(), scope);
         let (plans, kept) = (Mutex::default(), Mutex::default());
         let core = Core { imports, worker, job, values, sink, frontends, plans, kept };
-        let (options, inputs) = (Arc::new(options), Arc::new(inputs));
-        Self { core: Arc::new(core), run: Run::new(), options, inputs }
+        let (options, inputs) = (Arc::new(options), Arc::new(asked.root().inputs.clone()));
+        Self { core: Arc::new(core), run: Run::new(), options, inputs, asked }
+    }
+
+    /// The same build on behalf of the daemon: what it asks for is no part of
+    /// what provenance tells.
+    pub(crate) fn apart(&self) -> Self {
+        Self { asked: Asked::client(Call::default(), Producers::default()), ..self.clone() }
     }
 
     /// The same build for another frontend.
-    fn nested(&self, run: Arc<Run>, opts: Opts, inputs: BTreeMap<String, pb::Definition>) -> Self {
-        let options = Options { opts, ..(*self.options).clone() };
-        Self { core: self.core.clone(), run, options: Arc::new(options), inputs: Arc::new(inputs) }
+    fn nested(
+        &self,
+        run: Arc<Run>,
+        opts: Opts,
+        inputs: BTreeMap<String, pb::Definition>,
+        asked: Arc<Asked>,
+    ) -> Self {
+        let options = Arc::new(Options { opts, ..(*self.options).clone() });
+        Self { core: self.core.clone(), run, options, inputs: Arc::new(inputs), asked }
     }
 
     /// Takes what the frontend says in the end.
@@ -134,6 +150,11 @@ impl Bridge {
         self.run.returned.borrow().clone()
     }
 
+    /// Who asked for what.
+    pub(crate) fn asked(&self) -> &Arc<Asked> {
+        &self.asked
+    }
+
     /// The remote caches the build looks in.
     pub(crate) fn imports(&self) -> &Imports {
         &self.core.imports
@@ -142,6 +163,7 @@ impl Bridge {
     /// Ends the job in the solver: what only it wanted is given up.
     pub(crate) async fn leave(&self, cause: Failure) {
         self.run.containers.release().await;
+        self.asked.release();
         self.core.plans.lock().clear();
         self.core.kept.lock().clear();
         self.core.job.leave(cause).await;
@@ -185,13 +207,17 @@ impl Bridge {
     /// # Errors
     /// Those of the build.
     pub async fn result(&self, id: &RefId) -> Result<Arc<Solved<Output>>, Failure> {
-        let plan = self.core.plans.lock().get(id).cloned();
-        let plan = plan.ok_or_else(|| Error::UnknownRef(id.to_string()))?;
-        plan.build(&self.core.job).await.inspect_err(|failure| {
+        self.planned(id)?.build(&self.core.job).await.inspect_err(|failure| {
             let Some(kept) = failure.kept::<Kept>() else { return };
             let trees = kept.trees().map(|tree| (tree.id().to_owned(), tree.clone()));
             self.core.kept.lock().extend(trees);
         })
+    }
+
+    /// What is known by `id`.
+    pub(crate) fn planned(&self, id: &RefId) -> Result<Arc<Plan>, Failure> {
+        let plan = self.core.plans.lock().get(id).cloned();
+        Ok(plan.ok_or_else(|| Error::UnknownRef(id.to_string()))?)
     }
 
     pub(crate) fn plan(
@@ -204,6 +230,7 @@ impl Bridge {
         };
         let id = RefId::new(base::id::fresh());
         self.core.plans.lock().insert(id.clone(), Arc::new(plan));
+        self.asked.planned(id.clone(), definition);
         Ok(Some(id))
     }
 
@@ -232,14 +259,18 @@ impl Bridge {
             name => return Err(Error::UnknownFrontend(name.to_owned()).into()),
         };
         let run = if built_in { self.run.clone() } else { Run::new() };
-        let bridge = self.nested(run, opts, inputs);
+        let call = Call { frontend: name.to_owned(), opts: opts.clone(), inputs: inputs.clone() };
+        let asked = self.asked.nested(call);
+        let bridge = self.nested(run, opts, inputs, asked.clone());
         let made = if built_in {
             self.scope().run(frontend::build(Arc::new(bridge))).await
         } else {
             // Cancelled in its own time: the container is taken down first.
             crate::external::run(bridge).await
         };
-        made.map_err(describe)
+        let made = made.map_err(describe)?;
+        self.asked.adopt(asked);
+        Ok(made)
     }
 
     /// Shows `work` to people as a step of its own.
@@ -277,10 +308,10 @@ impl Bridge {
 }
 
 /// The name of the built-in frontend where the name of an image is expected.
-const BUILT_IN: &str = "dockerfile.v0";
+pub(crate) const BUILT_IN: &str = "dockerfile.v0";
 
 /// Whether the client put something of its own in the place of this image.
-fn replaced(source: &str, opts: &Opts) -> bool {
+pub(crate) fn replaced(source: &str, opts: &Opts) -> bool {
     let Ok(reference) = source.parse::<Reference>() else { return false };
     let familiar = reference.familiar();
     let name = familiar.strip_suffix(":latest").unwrap_or(&familiar);
@@ -384,6 +415,12 @@ impl Gateway for Bridge {
         let images = &self.core.worker.images;
         let sessions = [self.core.values.session.clone()];
         let resolved = self.step(name, images.resolve(&wanted, &sessions)).await?;
+        self.asked.looked_up(Material::Image {
+            reference: wanted.reference().to_string(),
+            platform: Some(platform),
+            digest: resolved.root.digest.clone(),
+            local: false,
+        });
         let image = ImageMeta {
             digest: resolved.root.digest.clone(),
             config: if request.image.no_config { Vec::new() } else { resolved.config.clone() },
@@ -404,52 +441,6 @@ impl Gateway for Bridge {
             ranges: warning.ranges,
         }));
         Ok(())
-    }
-}
-
-impl Bridge {
-    /// The results of a frontend, built, for the exporters.
-    ///
-    /// # Errors
-    /// Those of the build.
-    pub(crate) async fn resolve(&self, result: &FrontendResult) -> Result<export::Source, Failure> {
-        let mut source = export::Source { metadata: result.metadata.clone(), ..export::Source::default() };
-        match &result.refs {
-            Refs::Single(id) => source.single = self.output(id.as_ref()).await?,
-            Refs::ByPlatform(refs) => {
-                // All at once: platforms do not wait for each other.
-                let work = refs.iter().map(|(platform, id)| async move {
-                    Ok::<_, Failure>((platform.clone(), self.output(id.as_ref()).await?))
-                });
-                source.refs = futures_util::future::try_join_all(work).await?.into_iter().collect();
-            }
-        }
-        Ok(source)
-    }
-
-    /// Likewise, with how they were made.
-    ///
-    /// # Errors
-    /// Those of the build.
-    pub(crate) async fn made(&self, result: &FrontendResult) -> Result<Made, Failure> {
-        let all: Vec<(Option<String>, &RefId)> = match &result.refs {
-            Refs::Single(id) => id.iter().map(|id| (None, id)).collect(),
-            Refs::ByPlatform(refs) => {
-                refs.iter().filter_map(|(name, id)| Some((Some(name.clone()), id.as_ref()?))).collect()
-            }
-        };
-        let mut made = Vec::with_capacity(all.len());
-        for (name, id) in all {
-            made.push((name, self.result(id).await?));
-        }
-        Ok(made)
-    }
-
-    async fn output(&self, id: Option<&RefId>) -> Result<Output, Failure> {
-        match id {
-            Some(id) => Ok(self.result(id).await?.result.clone()),
-            None => Ok(None),
-        }
     }
 }
 

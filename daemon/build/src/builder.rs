@@ -10,14 +10,20 @@ use base::progress::{Event, Sink, Vertex};
 use base::task::Scope;
 use base::{Digest, Failure, Kind, Timestamp};
 use export::Exporter;
-use frontend::gateway::{CacheImport, FrontendResult, Gateway as _, Options, Solve};
+use frontend::gateway::Options;
 use ops::{BuildValues, Entitlement, Entitlements, Output, Results, Worker};
 use parking_lot::Mutex;
 use solver::{Job, KeyIndex, ResultStore as _, Solver};
 use tokio::sync::watch;
 
-use crate::bridge::{Bridge, Frontends};
-use crate::caches::{self, Exports};
+use crate::bridge::{self, Bridge, Frontends};
+use crate::caches;
+use crate::export_step::{Attest, Told, Work};
+use crate::history::Kept;
+use crate::provenance::Run;
+use crate::provenance::asked::{Asked, Call};
+use crate::provenance::producers::Producers;
+use crate::traces::{Recording, Traces};
 use crate::{Error, ExporterSpec, Follower, History, Record, Recorder, Request};
 
 /// What is said about this daemon's one worker.
@@ -46,7 +52,11 @@ pub struct Deps {
     /// What is said about the worker.
     pub info: WorkerInfo,
     /// Builds that ended.
-    pub history: History,
+    pub history: Arc<History>,
+    /// What clients tell of their part in a build.
+    pub traces: Traces,
+    /// What provenance says of this daemon, by key.
+    pub environment: serde_json::Map<String, serde_json::Value>,
     /// Turns progress into the bytes that the history keeps.
     pub encode: fn(Vec<Event>) -> Vec<u8>,
     /// Owns every build.
@@ -62,6 +72,8 @@ pub struct Builder {
     /// Told whenever a build has ended.
     ended: watch::Sender<()>,
     draining: AtomicBool,
+    producers: Producers,
+    environment: Arc<serde_json::Map<String, serde_json::Value>>,
 }
 
 /// A build that runs, or ended a moment ago.
@@ -80,9 +92,17 @@ const AFTERGLOW: Duration = Duration::from_secs(10);
 
 impl Builder {
     /// A builder.
-    pub fn new(deps: Deps) -> Arc<Self> {
-        let (begun, ended) = (watch::Sender::new(()), watch::Sender::new(()));
-        Arc::new(Self { deps, builds: Mutex::default(), begun, ended, draining: AtomicBool::new(false) })
+    pub fn new(mut deps: Deps) -> Arc<Self> {
+        let environment = Arc::new(std::mem::take(&mut deps.environment));
+        Arc::new(Self {
+            deps,
+            builds: Mutex::default(),
+            begun: watch::Sender::new(()),
+            ended: watch::Sender::new(()),
+            draining: AtomicBool::new(false),
+            producers: Producers::default(),
+            environment,
+        })
     }
 
     /// What builds share.
@@ -96,8 +116,13 @@ impl Builder {
     }
 
     /// Builds that ended.
-    pub fn history(&self) -> &History {
+    pub fn history(&self) -> &Arc<History> {
         &self.deps.history
+    }
+
+    /// What clients tell of their part in a build.
+    pub fn traces(&self) -> &Traces {
+        &self.deps.traces
     }
 
     /// The daemon's scope.
@@ -191,11 +216,13 @@ impl Builder {
         if self.draining.load(Ordering::Relaxed) {
             return Err(Error::ShuttingDown.into());
         }
+        let request = built_in(request);
         let recorder = Recorder::default();
         let begun = self.begin(&request, &recorder);
-        let Begun { values, exporters, caches, job } =
+        let Begun { values, attest, exporters, caches, job } =
             begun.inspect_err(|_| self.stillborn(&request.id, &recorder))?;
         let options = self.options(&request);
+        let (frontend, opts) = (request.frontend.clone(), request.attrs.clone());
         let bridge = Bridge::new(
             self.deps.worker.clone(),
             job,
@@ -203,7 +230,7 @@ impl Builder {
             recorder.sink(),
             self.deps.frontends.clone(),
             options,
-            request.inputs.clone(),
+            Asked::client(Call { frontend, opts, inputs: request.inputs.clone() }, self.producers.clone()),
         );
         let own_frontend = request.frontend.is_empty() && request.definition.is_none();
         let build =
@@ -211,6 +238,7 @@ impl Builder {
         self.builds.lock().insert(request.id.clone(), build);
         self.begun.send_replace(());
         let mut record = Record::begin(&request.id, &request.frontend, &request.attrs, &request.exporters);
+        let trace = self.deps.traces.record(request.parent);
         if !request.internal {
             self.deps.history.start(record.clone());
         }
@@ -219,8 +247,23 @@ impl Builder {
         for import in &request.cache_imports {
             bridge.imports().begin(&import.kind, &import.attrs);
         }
-        let work = self.work(&request, &bridge, &sink, values, exporters, caches, scope);
-        let outcome = scope.run(work).await;
+        let run = Arc::new(Run::begin(self.environment.clone()));
+        let work = Work {
+            builder: self,
+            request: &request,
+            bridge: &bridge,
+            values,
+            sink: &sink,
+            scope,
+            attest: &attest,
+            caches: &caches,
+            run: &run,
+        };
+        let (mut told, mut blobs) = (Told::default(), Vec::new());
+        let outcome = scope.run(work.run(exporters, &mut told)).await;
+        if !request.internal {
+            blobs = work.record(&told, &mut record).await;
+        }
 
         let cause = match &outcome {
             Ok(_) => Failure::canceled("the build has ended"),
@@ -233,25 +276,23 @@ impl Builder {
         let (outcome, pins) = match outcome {
             Ok(done) => {
                 record.results = done.results;
-                record.response = done.response.clone();
                 (Ok(done.response), done.pins)
             }
             Err(e) => (Err(e), Vec::new()),
         };
-        if let Err(e) = &outcome {
-            record.error = Some((e.kind() as i32, e.to_string()));
-        }
-        self.end(record, &recorder, request.internal).await;
-        drop(pins);
+        let failure = outcome.as_ref().err().cloned();
+        self.end(&request, record, &recorder, failure, trace, &mut blobs).await;
+        drop((pins, blobs));
         outcome
     }
 
     fn begin(&self, request: &Request, recorder: &Recorder) -> Result<Begun, Failure> {
         let values = Arc::new(self.check(request)?);
+        let attest = Attest::read(&request.attrs)?;
         let exporters = self.exporters(&request.exporters)?;
         let caches = caches::wanted(&request.cache_exports, &request.session)?;
         let job = self.deps.solver.job(&request.id, recorder.sink(), values.clone())?;
-        Ok(Begun { values, exporters, caches, job })
+        Ok(Begun { values, attest, exporters, caches, job })
     }
 
     /// Ends the progress of a build that never began, for clients that ask for
@@ -283,103 +324,68 @@ impl Builder {
     }
 
     fn exporters(&self, specs: &[ExporterSpec]) -> Result<Vec<Box<dyn Exporter>>, Failure> {
-        let resolve = |(id, spec): (i64, &ExporterSpec)| {
-            Ok(export::resolve(&spec.kind, id, spec.attrs.clone(), self.deps.exporters.clone())?)
-        };
-        (0..).zip(specs).map(resolve).collect()
+        (0..).zip(specs).map(|(id, spec)| self.exporter(id, &spec.kind, spec.attrs.clone())).collect()
+    }
+
+    /// The solver's memory.
+    pub(crate) fn keys(&self) -> &Arc<dyn KeyIndex> {
+        &self.deps.keys
+    }
+
+    pub(crate) fn exporter(
+        &self,
+        id: i64,
+        kind: &str,
+        attrs: BTreeMap<String, String>,
+    ) -> Result<Box<dyn Exporter>, Failure> {
+        Ok(export::resolve(kind, id, attrs, self.deps.exporters.clone())?)
     }
 
     fn options(&self, request: &Request) -> Options {
         crate::capabilities::options(&self.deps, &request.session, request.attrs.clone())
     }
 
-    #[allow(clippy::too_many_arguments)] // the parts of one build
-    async fn work(
-        &self,
+    /// Keeps what is to be known of a build that ended. `blobs` keeps what the
+    /// record names until it is written.
+    async fn end(
+        self: &Arc<Self>,
         request: &Request,
-        bridge: &Bridge,
-        sink: &Sink,
-        values: Arc<BuildValues>,
-        exporters: Vec<Box<dyn Exporter>>,
-        caches: remotecache::Exports,
-        scope: &Scope,
-    ) -> Result<Done, Failure> {
-        let result = match (&request.definition, request.frontend.as_str()) {
-            (None, "") => bridge.finished().await?,
-            (Some(definition), "") => {
-                let imports = request.cache_imports.iter();
-                let imports = imports.map(|i| CacheImport { kind: i.kind.clone(), attrs: i.attrs.clone() });
-                let solve = Solve::definition(definition.clone());
-                bridge.solve(Solve { cache_imports: imports.collect(), ..solve }).await?
-            }
-            (_, name) => {
-                let solve = Solve::frontend(name, request.attrs.clone(), request.inputs.clone());
-                bridge.solve(solve).await?
-            }
-        };
-        let source = bridge.resolve(&result).await?;
-        let made = bridge.made(&result).await?;
-        let remote = Exports::new(bridge.imports(), self.deps.keys.clone(), values, &request.id, scope);
-        let mut done = Done { response: frontend_response(&result), ..Done::default() };
-        let access = self.deps.worker.images.access(std::slice::from_ref(&request.session));
-        let (source, access) = (&source, &access);
-        let sites = exporters.iter().map(|exporter| {
-            let digest = Digest::of(format!("{}-export-{}", request.session, exporter.id()));
-            let inline = caches.inline.then(|| remote.inline(&made, digest.clone()) as Arc<_>);
-            let cx = export::Context {
-                session: request.session.clone(),
-                build: request.id.clone(),
-                access: access.clone(),
-                inline_cache: inline,
-                compatibility: export::CURRENT_COMPATIBILITY,
-                progress: sink.vertex(digest.clone()),
-                scope: scope.clone(),
-            };
-            (exporter, Step::begin(sink, digest, exporter.name()), cx)
-        });
-        // Each is one step to people, and two to us: what leaves the machine for
-        // good leaves when all of them have succeeded.
-        let work = sites.map(|(exporter, step, cx)| async move {
-            match exporter.export(source, &cx).await {
-                Ok(exported) => Ok((exporter.id(), step, exported)),
-                Err(e) => step.end(Err(e)),
-            }
-        });
-        let exported = futures_util::future::try_join_all(work).await?;
-        let work = exported.into_iter().map(|(id, step, mut exported)| async move {
-            let finalized = match exported.finalize.take() {
-                Some(finalize) => finalize.await,
-                None => Ok(()),
-            };
-            step.end(finalized).map(|()| (id, exported))
-        });
-        let work = futures_util::future::try_join_all(work);
-        let (exported, told) = tokio::try_join!(work, remote.write(&caches.exporters, &made))?;
-        done.response.extend(told);
-        for (id, exported) in exported {
-            done.response.extend(exported.response);
-            done.results.extend(exported.descriptor.map(|d| (id, d)));
-            done.pins.extend(exported.pins);
-        }
-        Ok(done)
-    }
-
-    /// Keeps what is to be known of a build that ended.
-    async fn end(self: &Arc<Self>, record: Record, recorder: &Recorder, internal: bool) {
-        let id = record.id.clone();
+        mut record: Record,
+        recorder: &Recorder,
+        failure: Option<Failure>,
+        trace: Recording,
+        blobs: &mut Vec<Kept>,
+    ) {
+        let id = request.id.clone();
         if let Some(build) = self.builds.lock().get_mut(&id) {
             build.bridge = None;
             build.running = false;
         }
         self.ended.send_replace(());
-        if !internal {
+        if !request.internal {
             let mut events = Vec::new();
             let mut all = recorder.follow();
             while let Some(batch) = all.next().await {
                 events.extend(batch);
             }
-            if let Err(error) = self.deps.history.complete(record, (self.deps.encode)(events)).await {
-                tracing::error!(%error, id, "keep the history of a build");
+            let history = &self.deps.history;
+            let spans = crate::traces::spans(&trace, &record, &events, failure.as_ref());
+            let finalizer = history.finalizer(&id);
+            let kept = async || {
+                let logs = history.keep(crate::history::LOGS, (self.deps.encode)(events)).await?;
+                record.logs = Some(logs.descriptor.clone());
+                blobs.push(logs);
+                if let Some(failure) = failure {
+                    blobs.push(history.keep_error(&mut record, &failure).await?);
+                }
+                history.complete(record).await
+            };
+            match kept().await {
+                Ok(()) => {
+                    let add = crate::record::trace(history.clone(), id.clone(), trace, spans, finalizer);
+                    _ = self.deps.scope.spawn(add);
+                }
+                Err(error) => tracing::error!(%error, id, "keep the history of a build"),
             }
         }
         self.fade(id);
@@ -404,24 +410,21 @@ impl Builder {
 /// The parts of a build.
 struct Begun {
     values: Arc<BuildValues>,
+    attest: Attest,
     exporters: Vec<Box<dyn Exporter>>,
     caches: remotecache::Exports,
     job: Job<Output>,
 }
 
-/// What came out.
-#[derive(Default)]
-struct Done {
-    response: BTreeMap<String, String>,
-    results: BTreeMap<i64, base::Descriptor>,
-    /// Keeps the results' blobs until the history holds them.
-    pins: Vec<store::Pin>,
-}
-
-/// What of a frontend's metadata the client gets to see.
-fn frontend_response(result: &FrontendResult) -> BTreeMap<String, String> {
-    let ours = result.metadata.iter().filter(|(key, _)| key.starts_with("frontend."));
-    ours.map(|(key, value)| (key.clone(), String::from_utf8_lossy(value).into_owned())).collect()
+/// A request for the built-in frontend by the name of a frontend in a container,
+/// as what it is. A context may stand for that container.
+fn built_in(mut request: Request) -> Request {
+    let asked = request.attrs.get("source").is_some_and(|source| source == bridge::BUILT_IN);
+    if request.frontend == "gateway.v0" && asked && !bridge::replaced(bridge::BUILT_IN, &request.attrs) {
+        bridge::BUILT_IN.clone_into(&mut request.frontend);
+        request.attrs.remove("source");
+    }
+    request
 }
 
 /// Shows `work` to people as a step.

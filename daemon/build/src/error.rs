@@ -8,6 +8,8 @@ use base::{Classify, Kind};
 pub enum Error {
     #[error("no such job {0}")]
     UnknownJob(String),
+    #[error("ref {0} is deleted: file does not exist")]
+    DeletedRecord(String),
     #[error("build reference is missing")]
     NoRef,
     #[error("frontend {0} not found")]
@@ -55,6 +57,7 @@ impl Classify for Error {
     fn kind(&self) -> Kind {
         match self {
             Self::UnknownJob(_)
+            | Self::DeletedRecord(_)
             | Self::UnknownFrontend(_)
             | Self::UnknownRef(_)
             | Self::MountRef { .. }

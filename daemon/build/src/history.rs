@@ -7,11 +7,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use base::task::Scope;
 use base::{Descriptor, Failure, Kind, Timestamp};
 use parking_lot::Mutex;
+use prost::Message as _;
 use serde::{Deserialize, Serialize};
 use store::{Read as _, Store, Table};
-use tokio::sync::broadcast;
+use tokio::sync::{Notify, broadcast, watch};
 
 use crate::{Counts, Error, ExporterSpec};
 
@@ -34,12 +36,24 @@ pub struct Record {
     pub completed: Option<Timestamp>,
     /// Why it failed: the code of gRPC, and the message.
     pub error: Option<(i32, String)>,
-    /// What its exporters said.
+    /// The same with all that is known, as a blob.
+    #[serde(default)]
+    pub external_error: Option<Descriptor>,
+    /// What its frontend said of the result.
     pub response: BTreeMap<String, String>,
     /// Its progress: a blob of length-prefixed status messages.
     pub logs: Option<Descriptor>,
+    /// What happened within it, as spans: a blob.
+    #[serde(default)]
+    pub trace: Option<Descriptor>,
     /// What its exporters made, by their place in the request.
     pub results: BTreeMap<i64, Descriptor>,
+    /// How the result was made: blobs with provenance.
+    #[serde(default)]
+    pub attestations: Vec<Descriptor>,
+    /// The same for results that are for one platform each.
+    #[serde(default)]
+    pub by_platform: BTreeMap<String, Vec<Descriptor>>,
     /// Stays until somebody deletes it.
     pub pinned: bool,
     /// Counts changes.
@@ -64,13 +78,24 @@ impl Record {
             created: Timestamp::now(),
             completed: None,
             error: None,
+            external_error: None,
             response: BTreeMap::new(),
             logs: None,
+            trace: None,
             results: BTreeMap::new(),
+            attestations: Vec::new(),
+            by_platform: BTreeMap::new(),
             pinned: false,
             generation: 0,
             counts: [0; 4],
         }
+    }
+
+    /// Every blob it names.
+    fn blobs(&self) -> impl Iterator<Item = &Descriptor> {
+        let single = [&self.logs, &self.trace, &self.external_error].into_iter().flatten();
+        let said = self.attestations.iter().chain(self.by_platform.values().flatten());
+        single.chain(said).chain(self.results.values())
     }
 
     pub(crate) fn count(&mut self, counts: Counts) {
@@ -117,12 +142,32 @@ pub struct History {
     limits: HistoryLimits,
     active: Mutex<BTreeMap<String, Arc<Record>>>,
     events: broadcast::Sender<HistoryEvent>,
+    /// One change of a record at a time.
+    changing: tokio::sync::Mutex<()>,
+    watched: Mutex<BTreeMap<String, Watched>>,
+    finalizing: Mutex<BTreeMap<String, Arc<Finalizing>>>,
+    scope: Scope,
 }
 
 impl History {
-    /// The history in `store`.
-    pub fn new(store: Store, limits: HistoryLimits) -> Self {
-        Self { store, limits, active: Mutex::default(), events: broadcast::Sender::new(256) }
+    /// The history in `store`. What is left to do when nobody waits, `scope`
+    /// does.
+    pub fn new(store: Store, limits: HistoryLimits, scope: Scope) -> Arc<Self> {
+        Arc::new(Self {
+            store,
+            limits,
+            active: Mutex::default(),
+            events: broadcast::Sender::new(256),
+            changing: tokio::sync::Mutex::default(),
+            watched: Mutex::default(),
+            finalizing: Mutex::default(),
+            scope,
+        })
+    }
+
+    /// What is done when nobody waits is done in here.
+    pub(crate) fn scope(&self) -> &Scope {
+        &self.scope
     }
 
     /// What happens from now on.
@@ -155,6 +200,15 @@ impl History {
             Ok(records)
         })
         .await
+        .map(|mut records: Vec<Arc<Record>>| {
+            records.retain(|record| !self.is_going(&record.id));
+            records
+        })
+    }
+
+    /// Whether a record is hidden: it goes when nobody looks at it any more.
+    fn is_going(&self, id: &str) -> bool {
+        self.watched.lock().get(id).is_some_and(|entry| entry.deleted)
     }
 
     /// One build that ended.
@@ -172,21 +226,55 @@ impl History {
         self.tell(HistoryKind::Started, record);
     }
 
-    /// Keeps `record` and, as a blob, `progress`.
-    pub(crate) async fn complete(&self, mut record: Record, progress: Vec<u8>) -> Result<(), Failure> {
-        self.active.lock().remove(&record.id);
+    /// Keeps bytes until a record holds them.
+    ///
+    /// # Errors
+    /// When the store refuses.
+    pub(crate) async fn keep(&self, media_type: &'static str, bytes: Vec<u8>) -> Result<Kept, Failure> {
+        let store = self.store.clone();
+        base::task::blocking(move || {
+            let pin = store.blobs().write(&bytes, BTreeMap::new())?;
+            Ok(Kept { descriptor: Descriptor::new(media_type, pin.digest().clone(), pin.size()), pin })
+        })
+        .await
+    }
+
+    /// Keeps all that is known of why a build failed, and says it in `record`.
+    pub(crate) async fn keep_error(&self, record: &mut Record, failure: &Failure) -> Result<Kept, Failure> {
+        let status = session::status::to_rpc(failure);
+        let kept = self.keep(ERROR, status.encode_to_vec()).await?;
+        record.error = Some((status.code, status.message));
+        record.external_error = Some(kept.descriptor.clone());
+        Ok(kept)
+    }
+
+    /// Keeps `record`, of a build that has ended, and with it the blobs it names.
+    pub(crate) async fn complete(&self, mut record: Record) -> Result<(), Failure> {
         record.generation += 1;
         let store = self.store.clone();
-        let record = base::task::blocking(move || {
-            let pin = store.blobs().write(&progress, BTreeMap::new())?;
-            record.logs = Some(Descriptor::new(LOGS, pin.digest().clone(), pin.size()));
-            save(&store, &record)?;
-            drop(pin);
-            Ok(record)
-        })
-        .await?;
+        let saved = record.clone();
+        let outcome = base::task::blocking(move || save(&store, &saved)).await;
+        self.active.lock().remove(&record.id);
+        outcome?;
         self.tell(HistoryKind::Complete, Arc::new(record));
         self.collect().await
+    }
+
+    /// Adds the spans of a build to its record.
+    pub(crate) async fn add_trace(&self, id: &str, trace: Kept) -> Result<(), Failure> {
+        self.change(id, |record| record.trace = Some(trace.descriptor.clone())).await
+    }
+
+    /// Changes a record that is kept.
+    async fn change(&self, id: &str, change: impl FnOnce(&mut Record)) -> Result<(), Failure> {
+        let _one = self.changing.lock().await;
+        let mut record = (*self.get(id).await?).clone();
+        change(&mut record);
+        record.generation += 1;
+        let (store, saved) = (self.store.clone(), record.clone());
+        base::task::blocking(move || save(&store, &saved)).await?;
+        self.tell(HistoryKind::Complete, Arc::new(record));
+        Ok(())
     }
 
     /// Pins or unpins a record.
@@ -194,13 +282,38 @@ impl History {
     /// # Errors
     /// When there is none, or the database refuses.
     pub async fn pin(&self, id: &str, pinned: bool) -> Result<(), Failure> {
-        let mut record = (*self.get(id).await?).clone();
-        record.pinned = pinned;
-        record.generation += 1;
-        let (store, saved) = (self.store.clone(), record.clone());
-        base::task::blocking(move || save(&store, &saved)).await?;
-        self.tell(HistoryKind::Complete, Arc::new(record));
-        Ok(())
+        self.change(id, |record| record.pinned = pinned).await
+    }
+
+    /// Waits until all that is to be known of a build is in its record.
+    pub async fn finalize(&self, id: &str) {
+        let waiting = self.finalizing.lock().get(id).cloned();
+        if let Some(waiting) = waiting {
+            waiting.asked.notify_one();
+            // The sender goes with what we hold.
+            _ = waiting.done.subscribe().wait_for(|done| *done).await;
+        }
+    }
+
+    /// What the record of a build still waits for, until the answer is dropped.
+    pub(crate) fn finalizer(self: &Arc<Self>, id: &str) -> Finalizer {
+        let state = Arc::new(Finalizing { asked: Notify::new(), done: watch::Sender::new(false) });
+        self.finalizing.lock().insert(id.to_owned(), state.clone());
+        Finalizer { history: self.clone(), id: id.to_owned(), state }
+    }
+
+    /// Somebody looks at a record: it stays until they have done so.
+    ///
+    /// # Errors
+    /// When it is on its way out.
+    pub fn watch(self: &Arc<Self>, id: &str) -> Result<Watching, Failure> {
+        let mut watched = self.watched.lock();
+        let entry = watched.entry(id.to_owned()).or_default();
+        if entry.deleted {
+            return Err(Error::DeletedRecord(id.to_owned()).into());
+        }
+        entry.watchers += 1;
+        Ok(Watching { history: self.clone(), id: id.to_owned() })
     }
 
     /// Forgets a record and its blobs.
@@ -209,6 +322,15 @@ impl History {
     /// When there is none, or the database refuses.
     pub async fn delete(&self, id: &str) -> Result<(), Failure> {
         let record = self.get(id).await?;
+        if let Some(entry) = self.watched.lock().get_mut(id) {
+            // Whoever looks last removes it.
+            entry.deleted = true;
+            return Ok(());
+        }
+        self.remove(record).await
+    }
+
+    async fn remove(&self, record: Arc<Record>) -> Result<(), Failure> {
         let (store, gone) = (self.store.clone(), record.clone());
         base::task::blocking(move || {
             let owner = owner(&gone.id);
@@ -249,7 +371,79 @@ impl History {
 }
 
 /// Media type of a build's progress.
-const LOGS: &str = "application/vnd.buildkit.status.v0";
+pub(crate) const LOGS: &str = "application/vnd.buildkit.status.v0";
+/// Media type of why a build failed; misspelled as clients know it.
+const ERROR: &str = "application/vnd.googeapis.google.rpc.status+proto";
+
+/// A blob that stays until it is dropped, or longer when a record holds it.
+pub(crate) struct Kept {
+    pub(crate) descriptor: Descriptor,
+    #[allow(dead_code)] // held for what its end does
+    pin: store::Pin,
+}
+
+#[derive(Default)]
+struct Watched {
+    watchers: usize,
+    deleted: bool,
+}
+
+/// See [`History::watch`].
+pub struct Watching {
+    history: Arc<History>,
+    id: String,
+}
+
+impl Drop for Watching {
+    fn drop(&mut self) {
+        let deleted = {
+            let mut watched = self.history.watched.lock();
+            let Some(entry) = watched.get_mut(&self.id) else { return };
+            entry.watchers -= 1;
+            if entry.watchers > 0 {
+                return;
+            }
+            watched.remove(&self.id).is_some_and(|entry| entry.deleted)
+        };
+        if deleted {
+            let (history, id) = (self.history.clone(), self.id.clone());
+            self.history.scope.spawn(async move {
+                if let Err(error) = history.delete(&id).await {
+                    tracing::warn!(%error, id, "remove the record of a build");
+                }
+            });
+        }
+    }
+}
+
+struct Finalizing {
+    asked: Notify,
+    done: watch::Sender<bool>,
+}
+
+/// See [`History::finalizer`].
+pub(crate) struct Finalizer {
+    history: Arc<History>,
+    id: String,
+    state: Arc<Finalizing>,
+}
+
+impl Finalizer {
+    /// Waits until somebody cannot wait any longer.
+    pub(crate) async fn asked(&self) {
+        self.state.asked.notified().await;
+    }
+}
+
+impl Drop for Finalizer {
+    fn drop(&mut self) {
+        let mut all = self.history.finalizing.lock();
+        if all.get(&self.id).is_some_and(|state| Arc::ptr_eq(state, &self.state)) {
+            all.remove(&self.id);
+        }
+        self.state.done.send_replace(true);
+    }
+}
 
 fn owner(id: &str) -> String {
     format!("history/{id}")
@@ -259,7 +453,7 @@ fn save(store: &Store, record: &Record) -> Result<(), Failure> {
     let value = serde_json::to_vec(record).map_err(|e| Failure::internal(e.to_string()))?;
     let owner = owner(&record.id);
     store.db().write(|tx| {
-        for blob in record.logs.iter().chain(record.results.values()) {
+        for blob in record.blobs() {
             store.blobs().hold(tx, &owner, &blob.digest)?;
         }
         tx.put(TABLE, record.id.as_bytes(), &value)

@@ -69,6 +69,11 @@ impl Plan {
         self.solved.get_or_try_init(solve).await.map_err(|e| locate(&self.llb, e))?.clone()
     }
 
+    /// What it came to, if it was built.
+    pub(crate) fn solved(&self) -> Option<&Arc<Solved<Output>>> {
+        self.solved.get()?.as_ref().ok()
+    }
+
     fn describe(&self, failure: Failure) -> Failure {
         let failure = locate(&self.llb, failure);
         let vertices = self.llb.vertices();

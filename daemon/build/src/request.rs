@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use proto::pb;
 
+use crate::traces::SpanContext;
+
 /// One build.
 #[derive(Debug, Clone, Default)]
 pub struct Request {
@@ -22,6 +24,10 @@ pub struct Request {
     pub inputs: BTreeMap<String, pb::Definition>,
     /// Where results go. None: they stay in the cache.
     pub exporters: Vec<ExporterSpec>,
+    /// The client names further exporters when it has seen the result.
+    pub session_exporters: bool,
+    /// The client's span that the build is part of.
+    pub parent: Option<SpanContext>,
     /// Remote caches to write.
     pub cache_exports: Vec<CacheEntry>,
     /// Remote caches to read.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result};
 use base::task::Scope;
 use base::{Failure, Kind, Platform};
-use build::{Builder, History, WorkerInfo};
+use build::{Builder, History, Traces, WorkerInfo};
 use ops::source::image::Images;
 use ops::{CacheMounts, Contents, Results, Worker};
 use refs::{PrunePolicy, Refs};
@@ -119,7 +119,9 @@ pub(crate) async fn daemon(settings: &Settings, scope: &Scope) -> Result<Daemon>
         allowed: settings.entitlements.clone(),
         frontends: settings.frontends.clone(),
         info,
-        history: History::new(store, settings.history),
+        history: History::new(store, settings.history, scope.child()),
+        traces: Traces::default(),
+        environment: settings.provenance_environment.clone(),
         encode: control::encode_progress,
         scope: scope.clone(),
     });

@@ -45,6 +45,8 @@ pub(crate) struct Settings {
     pub(crate) frontends: build::Frontends,
     pub(crate) log_limits: ops::LogLimits,
     pub(crate) devices: exec::Devices,
+    /// What provenance says of this daemon.
+    pub(crate) provenance_environment: serde_json::Map<String, serde_json::Value>,
 }
 
 /// The network of build steps, as asked for.
@@ -95,6 +97,7 @@ impl Policies {
     }
 }
 
+const PROVENANCE_DIR: &str = "/etc/buildkit/provenance.d";
 const CDI_DIRS: [&str; 3] = ["/etc/cdi", "/var/run/cdi", "/etc/buildkit/cdi"];
 
 /// What builds may be granted; devices, wherever they can be had.
@@ -193,6 +196,9 @@ impl Settings {
             },
             frontends: frontends(&config.frontend)?,
             log_limits: log_limits()?,
+            provenance_environment: provenance_environment(
+                config.provenance_env_dir.as_deref().unwrap_or(Path::new(PROVENANCE_DIR)),
+            )?,
         })
     }
 }
@@ -335,6 +341,29 @@ fn frontends(configured: &BTreeMap<String, config::Frontend>) -> Result<build::F
     }
     let enabled = known.into_iter().filter(enabled).map(str::to_owned).collect();
     Ok(build::Frontends { enabled, repositories })
+}
+
+/// What provenance says of this daemon: the objects in all `.json` files of a
+/// directory, in order of their names. None when it is not there.
+fn provenance_environment(dir: &Path) -> Result<serde_json::Map<String, serde_json::Value>> {
+    let mut all = serde_json::Map::new();
+    let entries = match std::fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(all),
+        Err(e) => return Err(e).with_context(|| format!("provenanceEnvDir: read {}", dir.display())),
+    };
+    let paths = entries.map(|entry| entry.map(|entry| entry.path())).collect::<Result<Vec<_>, _>>();
+    let mut paths = paths.with_context(|| format!("provenanceEnvDir: read {}", dir.display()))?;
+    paths.retain(|path| path.extension().is_some_and(|e| e == "json") && !path.is_dir());
+    paths.sort();
+    for path in paths {
+        let text =
+            std::fs::read(&path).with_context(|| format!("provenanceEnvDir: read {}", path.display()))?;
+        let object: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(&text)
+            .with_context(|| format!("provenanceEnvDir: failed to parse {}", path.display()))?;
+        all.extend(object);
+    }
+    Ok(all)
 }
 
 /// How much a step may print, from the environment as the reference has it.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use base::filter::Filters;
 use base::{Failure, Kind, Timestamp};
 use build::Builder;
+use build::traces::SpanContext;
 use futures_util::stream::{BoxStream, StreamExt as _};
 use proto::control as wire;
 use proto::control::control_server::Control as Service;
@@ -23,6 +24,9 @@ pub struct Control {
 
 /// A client reads what was removed within this time, or is not told of it.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Says which span of the client a call is part of.
+const TRACE_PARENT: &str = "traceparent";
 
 /// Tells clients what time it is here, so that they can compare.
 const CLOCK: &str = "buildkit-current-timestamp";
@@ -114,7 +118,10 @@ impl Service for Control {
         &self,
         request: Request<wire::SolveRequest>,
     ) -> Result<Response<wire::SolveResponse>, Status> {
+        let parent = request.metadata().get(TRACE_PARENT).and_then(|value| value.to_str().ok());
+        let parent = parent.and_then(SpanContext::parse);
         let request = convert::request(request.into_inner()).map_err(status)?;
+        let request = build::Request { parent, ..request };
         let (builder, id) = (self.builder().clone(), request.id.clone());
         let scope = builder.scope().child();
         let waiting = Waiting(scope.clone());
@@ -203,9 +210,11 @@ impl Service for Control {
     ) -> Result<Response<wire::UpdateBuildHistoryResponse>, Status> {
         let r = request.into_inner();
         let history = self.builder().history();
+        if r.delete || r.finalize {
+            history.finalize(&r.r#ref).await;
+        }
         let done = match (r.delete, r.finalize) {
             (true, _) => history.delete(&r.r#ref).await,
-            // Nothing is held back that would have to be written now.
             (false, true) => Ok(()),
             (false, false) => history.pin(&r.r#ref, r.pinned).await,
         };

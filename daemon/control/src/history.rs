@@ -4,14 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use base::{Descriptor, Failure, Kind};
-use build::{Builder, HistoryEvent, HistoryKind, Record};
+use build::{Builder, HistoryEvent, HistoryKind, Record, timestamp};
 use futures_util::stream::{self, BoxStream, StreamExt as _};
 use prost::Message as _;
 use proto::control as wire;
 use tokio::sync::broadcast::error::RecvError;
 use tonic::Status;
 
-use build::timestamp;
+use crate::history_filter::Choice;
 
 /// A record as clients see it.
 fn record(r: &Record) -> wire::BuildHistoryRecord {
@@ -36,18 +36,27 @@ fn record(r: &Record) -> wire::BuildHistoryRecord {
         completed_at: r.completed.map(timestamp),
         logs: r.logs.as_ref().map(descriptor),
         exporter_response: r.response.clone(),
-        result: (!results.is_empty()).then(|| wire::BuildResultInfo {
+        external_error: r.external_error.as_ref().map(descriptor),
+        trace: r.trace.as_ref().map(descriptor),
+        result: (!results.is_empty() || !r.attestations.is_empty()).then(|| wire::BuildResultInfo {
             result_deprecated: results.values().next().cloned(),
             results,
-            ..wire::BuildResultInfo::default()
+            attestations: r.attestations.iter().map(descriptor).collect(),
         }),
+        results: r
+            .by_platform
+            .iter()
+            .map(|(platform, said)| {
+                let attestations = said.iter().map(descriptor).collect();
+                (platform.clone(), wire::BuildResultInfo { attestations, ..Default::default() })
+            })
+            .collect(),
         generation: r.generation,
         pinned: r.pinned,
         num_total_steps: total,
         num_cached_steps: cached,
         num_completed_steps: completed,
         num_warnings: warnings,
-        ..wire::BuildHistoryRecord::default()
     }
 }
 
@@ -75,13 +84,12 @@ pub(crate) async fn listen(
     builder: Arc<Builder>,
     request: wire::BuildHistoryRequest,
 ) -> Result<BoxStream<'static, Result<wire::BuildHistoryEvent, Status>>, Failure> {
-    if !request.filter.is_empty() {
-        return Err(Failure::new(
-            Kind::Unimplemented,
-            "filters on the history are not supported by this daemon yet",
-        ));
-    }
+    let choice = Choice::parse(&request.filter, request.limit)?;
     let history = builder.history();
+    let watching = match request.r#ref.as_str() {
+        "" => None,
+        id => Some(history.watch(id)?),
+    };
     // Before anything is read: nothing is missed, at worst it is told twice.
     let events = history.subscribe();
     let wanted = |r: &Arc<Record>| request.r#ref.is_empty() || r.id == request.r#ref;
@@ -92,12 +100,9 @@ pub(crate) async fn listen(
         .map(|record| HistoryEvent { kind: HistoryKind::Started, record })
         .collect();
     if !request.active_only {
-        let mut ended: Vec<_> = history.ended().await?.into_iter().filter(wanted).collect();
-        if let Ok(limit @ 1..) = usize::try_from(request.limit) {
-            ended.reverse();
-            ended.truncate(limit);
-        }
-        first.extend(ended.into_iter().map(|record| HistoryEvent { kind: HistoryKind::Complete, record }));
+        let ended = history.ended().await?.into_iter().filter(wanted).collect();
+        let chosen = choice.of(ended).into_iter();
+        first.extend(chosen.map(|record| HistoryEvent { kind: HistoryKind::Complete, record }));
     }
     let first = stream::iter(first.iter().map(event).map(Ok).collect::<Vec<_>>());
     if request.early_exit {
@@ -106,7 +111,8 @@ pub(crate) async fn listen(
     let (id, active_only) = (request.r#ref.clone(), request.active_only);
     // Which builds this client saw begin: it is told of their end as well.
     let begun: BTreeSet<String> = BTreeSet::new();
-    let later = stream::unfold((events, builder, begun), move |(mut events, builder, mut begun)| {
+    let state = (events, builder, begun, watching);
+    let later = stream::unfold(state, move |(mut events, builder, mut begun, watching)| {
         let id = id.clone();
         async move {
             loop {
@@ -128,7 +134,7 @@ pub(crate) async fn listen(
                 } else if active_only && !begun.remove(&next.record.id) {
                     continue;
                 }
-                return Some((Ok(event(&next)), (events, builder, begun)));
+                return Some((Ok(event(&next)), (events, builder, begun, watching)));
             }
         }
     });

@@ -14,6 +14,7 @@ mod content;
 mod control;
 mod gateway;
 mod history;
+mod history_filter;
 pub mod progress;
 mod traces;
 mod wire;
@@ -59,9 +60,10 @@ pub async fn routes(deps: Deps) -> Result<Routes, Failure> {
         };
     }
     add!(ContentServer::new(content::Content::new(builder.worker().refs.store().clone())));
+    let traces = traces::Traces(builder.traces().clone());
     add!(LlbBridgeServer::new(gateway::Forwarder::new(builder)));
     add!(ControlServer::new(Control::new(deps)));
-    add!(TraceServiceServer::new(traces::Traces));
+    add!(TraceServiceServer::new(traces));
     let (health, service) = tonic_health::server::health_reporter();
     health.set_service_status("", tonic_health::ServingStatus::Serving).await;
     routes.add_service(service);

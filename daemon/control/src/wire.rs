@@ -46,6 +46,8 @@ pub(crate) fn request(r: wire::SolveRequest) -> Result<Request, Failure> {
         attrs: r.frontend_attrs,
         inputs: r.frontend_inputs,
         exporters,
+        session_exporters: r.enable_session_exporter,
+        parent: None,
         cache_exports,
         cache_imports,
         entitlements: r.entitlements,

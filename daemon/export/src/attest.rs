@@ -5,7 +5,7 @@ use std::io::Read;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use base::{Digest, Failure, Platform, gojson};
+use base::{Digest, Failure, Platform, gojson, gopath};
 use futures_util::future::try_join_all;
 use refs::Ref;
 use serde::{Deserialize, Serialize};
@@ -20,6 +20,8 @@ pub(crate) const MEDIA_TYPE: &str = "application/vnd.in-toto+json";
 
 const STATEMENT: &str = "https://in-toto.io/Statement/v1";
 const PROVENANCE: &str = "https://slsa.dev/provenance/";
+/// A bill of materials.
+const SPDX: &str = "https://spdx.dev/Document";
 
 /// A predicate or a statement may have as many bytes.
 const MAX_BYTES: u64 = 40 << 20;
@@ -108,8 +110,36 @@ impl Attestation {
     }
 
     fn is_core(&self) -> bool {
-        let name = self.path.split('.').next().unwrap_or_default();
+        let name = gopath::base(&self.path).split('.').next().unwrap_or_default();
         self.metadata.get(SBOM_CORE).is_some_and(|core| core == name.as_bytes())
+    }
+
+    /// Whether it is the bill of materials of the result itself.
+    pub(crate) fn is_core_sbom(&self) -> bool {
+        self.kind == AttestationKind::InToto && self.predicate_type == SPDX && self.is_core()
+    }
+
+    /// The predicate, as JSON.
+    ///
+    /// # Errors
+    /// When it cannot be had.
+    pub(crate) async fn content(&self) -> Result<Vec<u8>, Failure> {
+        match &self.predicate {
+            Predicate::Made(made) => made.make().await,
+            Predicate::File(tree) => {
+                let mount = tree.mount().await?;
+                let path = self.path.clone();
+                let what = "cannot read in-toto attestation";
+                base::task::blocking(move || read(&Root::open(mount.path())?, path.as_ref()))
+                    .await
+                    .map_err(|e| e.context(what))
+            }
+        }
+    }
+
+    /// The same with another predicate.
+    pub(crate) fn made(self, predicate: Arc<dyn MakeContent>) -> Self {
+        Self { predicate: Predicate::Made(predicate), ..self }
     }
 }
 
@@ -228,7 +258,7 @@ fn open_bundle(root: &Root, bundle: &Attestation) -> Result<Vec<Attestation>, Fa
             kind: AttestationKind::InToto,
             metadata: bundle.metadata.clone(),
             predicate: Predicate::Made(Arc::new(predicate)),
-            path: format!("{}/{}", bundle.path.trim_end_matches('/'), entry.name.to_string_lossy()),
+            path: gopath::join([bundle.path.as_str(), &entry.name.to_string_lossy()]),
             predicate_type: foreign.predicate_type,
             subjects: subjects.collect(),
         });
@@ -256,17 +286,7 @@ fn read(root: &Root, path: &std::path::Path) -> Result<Vec<u8>, Failure> {
 /// When a predicate cannot be had, or is no JSON.
 pub(crate) async fn statements(all: &[Attestation], subjects: &[Named]) -> Result<Vec<Statement>, Failure> {
     try_join_all(all.iter().map(|attestation| async move {
-        let bytes = match &attestation.predicate {
-            Predicate::Made(made) => made.make().await?,
-            Predicate::File(tree) => {
-                let mount = tree.mount().await?;
-                let path = attestation.path.clone();
-                let what = "cannot read in-toto attestation";
-                base::task::blocking(move || read(&Root::open(mount.path())?, path.as_ref()))
-                    .await
-                    .map_err(|e| e.context(what))?
-            }
-        };
+        let bytes = attestation.content().await?;
         Ok(statement(attestation, &bytes, subjects)?)
     }))
     .await
@@ -317,14 +337,25 @@ pub(crate) fn image_subjects(
     manifest: &Digest,
 ) -> Result<Vec<Named>, Error> {
     let names = names.split(',').filter(|name| !name.is_empty());
-    names.map(|name| Ok(Named::new(package_url(name, platform)?, [manifest]))).collect()
+    names.map(|name| Ok(Named::new(package_url("docker", name, Some(platform), &[])?, [manifest]))).collect()
 }
 
-/// `pkg:docker/NAMESPACE/NAME@TAG?digest=…&platform=…`
-fn package_url(name: &str, platform: &Platform) -> Result<String, Error> {
+/// `pkg:KIND/NAMESPACE/NAME@TAG?digest=…&platform=…` of an image `name`, and
+/// further qualifiers, which come last in order of their names.
+///
+/// # Errors
+/// When the name is none.
+pub fn package_url(
+    kind: &str,
+    name: &str,
+    platform: Option<&Platform>,
+    further: &[(&str, &str)],
+) -> Result<String, Error> {
     let bad = |source| Error::Name { name: format!("ref {name:?}"), source };
-    let reference: registry::Reference = name.parse().map_err(bad)?;
-    let reference = reference.tag_name_only();
+    let mut reference: registry::Reference = name.parse().map_err(bad)?;
+    if reference.digest().is_none() {
+        reference = reference.tag_name_only();
+    }
     let familiar = reference.familiar_name();
     let mut parts: Vec<String> = familiar.split('/').map(|part| escape(part, false)).collect();
     if let (Some(last), Some(tag)) = (parts.last_mut(), reference.tag()) {
@@ -335,8 +366,12 @@ fn package_url(name: &str, platform: &Platform) -> Result<String, Error> {
     if let Some(digest) = reference.digest() {
         qualifiers.push(format!("digest={}", escape(digest.as_str(), false)));
     }
-    qualifiers.push(format!("platform={}", escape(&platform.to_string(), false)));
-    Ok(format!("pkg:docker/{}?{}", parts.join("/"), qualifiers.join("&")))
+    if let Some(platform) = platform {
+        qualifiers.push(format!("platform={}", escape(&platform.to_string(), false)));
+    }
+    qualifiers.extend(further.iter().map(|(key, value)| format!("{key}={}", escape(value, false))));
+    let query = if qualifiers.is_empty() { String::new() } else { format!("?{}", qualifiers.join("&")) };
+    Ok(format!("pkg:{kind}/{}{query}", parts.join("/")))
 }
 
 /// Percent encoding as Go's `url.QueryEscape` and, for a path, `url.PathEscape`.

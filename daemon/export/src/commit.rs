@@ -17,6 +17,7 @@ use crate::manifest::{self, Index, Manifest, Types};
 use crate::options::ImageOptions;
 use crate::platforms::{PlatformEntry, metadata_for, platforms};
 use crate::rewrite::rewrite;
+use crate::supplement::supplement;
 use crate::{Context, Source};
 
 const CONFIG: &str = "containerimage.config";
@@ -133,7 +134,7 @@ impl<'a> Maker<'a> {
             let annotations = self.options.annotations.of(Some(&platform.platform));
             let mut descriptor = self.manifest(platform, layers, annotations).await?;
             descriptor.platform = Some(platform.platform.clone());
-            if let Some(statements) = self.statements(platform, &descriptor).await? {
+            if let Some(statements) = self.statements(platform, layers, &descriptor).await? {
                 attestations.push(self.attestation(&descriptor, statements).await?);
             }
             manifests.push(descriptor);
@@ -257,10 +258,17 @@ impl<'a> Maker<'a> {
     async fn statements(
         &self,
         platform: &PlatformEntry,
+        layers: &[Layer],
         about: &Descriptor,
     ) -> Result<Option<Vec<attest::Statement>>, Failure> {
         let Some(all) = self.source.attestations.get(&platform.id) else { return Ok(None) };
-        let all = attest::unbundle(all).await?;
+        let all = all.iter().filter(|a| self.options.inline_attestations || !a.is_inline_only());
+        let all: Vec<_> = all.cloned().collect();
+        if all.is_empty() {
+            return Ok(None);
+        }
+        let all = attest::unbundle(&all).await?;
+        let all = try_join_all(all.into_iter().map(|a| supplement(a, layers))).await?;
         let subjects = attest::image_subjects(&self.options.name, &platform.platform, &about.digest)?;
         attest::statements(&all, &subjects).await.map(Some)
     }

@@ -31,6 +31,7 @@ mod push;
 use base::rawjson;
 mod rewrite;
 mod source;
+mod supplement;
 mod tree;
 
 use std::collections::BTreeMap;
@@ -45,7 +46,7 @@ use registry::{Access, Registries};
 use session::{Caller, Sessions};
 use store::{Compression, Pin, Store};
 
-pub use attest::{Attestation, AttestationKind, MakeContent, Predicate, Subject, SubjectKind};
+pub use attest::{Attestation, AttestationKind, MakeContent, Predicate, Subject, SubjectKind, package_url};
 pub use content::Fetch;
 pub use error::Error;
 pub use manifest::{Index, Manifest, layer_media_type};

@@ -9,6 +9,7 @@
 //! | [`gateway`] | the trait, results, sources |
 //! | [`dockerfile`] | the language: parser, instructions, lint |
 //! | [`dockerui`] | Docker's options, contexts, results of several platforms |
+//! | [`sbom`] | the scanner that lists what is in a result |
 //! | [`convert`] | instructions to LLB and image configuration; the frontend itself |
 
 pub mod convert;
@@ -16,5 +17,6 @@ pub mod dockerfile;
 pub mod dockerui;
 pub mod gateway;
 mod gitref;
+pub mod sbom;
 
 pub use convert::build;

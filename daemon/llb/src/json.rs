@@ -16,7 +16,7 @@ use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
 
 /// Writes the JSON of a message.
-pub(crate) struct Json<'a, T>(pub(crate) &'a T);
+pub struct Json<'a, T>(pub &'a T);
 
 /// Collects the fields that are not zero.
 struct Fields<M>(M);

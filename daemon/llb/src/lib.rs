@@ -17,6 +17,7 @@ mod protojson;
 
 pub use error::Error;
 pub use graph::{Edge, Graph, Vertex};
+pub use json::Json as GoJson;
 
 /// An operation in the bytes that its digest is made of: those of Go's
 /// deterministic marshalling, which writes the members of a one-of after all

@@ -34,6 +34,10 @@ impl ExecOp {
         })
     }
 
+    pub(crate) fn used(&self) -> crate::used::Used {
+        crate::used::of_exec(&self.op)
+    }
+
     fn meta(&self) -> pb::Meta {
         self.op.meta.clone().unwrap_or_default()
     }

@@ -19,6 +19,7 @@ mod mounts;
 mod other;
 mod results;
 pub mod source;
+pub mod used;
 mod worker;
 
 pub use cachemount::CacheMounts;

@@ -3,18 +3,18 @@
 use std::sync::Arc;
 
 use base::failure::{Detail, SourceExcerpt};
-use base::{Failure, Kind};
+use base::{Failure, Kind, Platform};
 use futures_util::future::try_join_all;
 use prost::Message;
 
 use super::error::Failed;
 use super::names::places;
-use super::sbom::{Scanner, Target};
 use super::{Converted, Options, convert, requests};
 use crate::dockerfile::directives;
 use crate::dockerfile::lint::Warning;
 use crate::dockerui::{Built, Client, Source, assemble};
 use crate::gateway::{self, FrontendResult, Gateway, Solve};
+use crate::sbom::{Scanner, Target};
 
 /// What a client may demand of this frontend.
 const CAPS: [&str; 4] = [
@@ -67,7 +67,11 @@ pub async fn build(gateway: Arc<dyn Gateway>) -> Result<FrontendResult, Failure>
         return requests::answer(request, &options, &source).await;
     }
     let scanner = match &client.config().sbom {
-        Some(wanted) => Some(Scanner::find(&client, wanted).await?),
+        Some(wanted) => {
+            let platform = client.config().build_platforms.first().cloned().unwrap_or_else(Platform::host);
+            let mode = opts.get("image-resolve-mode").cloned().unwrap_or_default();
+            Some(Scanner::find(client.gateway(), wanted, platform, mode).await?)
+        }
         None => None,
     };
 
@@ -89,7 +93,7 @@ pub async fn build(gateway: Arc<dyn Gateway>) -> Result<FrontendResult, Failure>
     if let Some(scanner) = &scanner {
         let scans = ids.iter().zip(&converted).map(|(id, c)| {
             let target = Target { id, state: &c.state, extras: &c.scan, ignore_cache: c.ignore_cache };
-            scanner.scan(&client, target)
+            scanner.scan(client.gateway(), target)
         });
         for (id, attestation) in ids.iter().zip(try_join_all(scans).await?) {
             result.attestations.entry(id.clone()).or_default().push(attestation);

@@ -22,7 +22,6 @@ mod platform;
 mod requests;
 mod resolve;
 mod run;
-mod sbom;
 mod stage;
 
 use std::collections::BTreeMap;

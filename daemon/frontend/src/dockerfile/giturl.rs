@@ -158,6 +158,12 @@ fn inside(path: &str) -> String {
     gopath::join(["/", path]).trim_start_matches('/').to_owned()
 }
 
+/// The remote of an address that git could use, whether or not a Dockerfile
+/// takes it for a repository.
+pub fn remote(text: &str) -> Option<String> {
+    Remote::parse(text).map(|remote| remote.url)
+}
+
 impl Remote {
     fn of_path(text: &str) -> Option<Self> {
         Some(Self::of_url(&Url::parse(text).ok()?))

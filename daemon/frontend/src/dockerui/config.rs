@@ -197,7 +197,11 @@ fn cache_imports(opts: &BTreeMap<String, String>) -> Result<Vec<CacheImport>, Fa
     Ok(imports)
 }
 
-fn sbom(opts: &BTreeMap<String, String>) -> Result<Option<Sbom>, Failure> {
+/// The scanner that `opts` ask for.
+///
+/// # Errors
+/// When its image has no name.
+pub fn sbom(opts: &BTreeMap<String, String>) -> Result<Option<Sbom>, Failure> {
     let Some(mut attrs) = options::attestations(opts)?.remove("sbom") else { return Ok(None) };
     let Some(generator) = attrs.remove("generator") else {
         return Err(bad("sbom scanner cannot be empty"));

@@ -8,9 +8,10 @@ mod named;
 mod options;
 mod result;
 
-pub use config::{Config, Sbom};
+pub use config::{Config, Sbom, sbom};
 pub use context::{Client, Source};
 pub use named::{Loaded, NamedContext, PendingLocal};
+pub use options::attestations;
 pub use result::{Built, assemble};
 
 pub(crate) use context::internal;

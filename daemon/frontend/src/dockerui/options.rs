@@ -200,7 +200,10 @@ fn cpu_set(text: &str) -> Result<(), Failure> {
 }
 
 /// `attest:sbom=…` and their like, by kind: `sbom` or `provenance`.
-pub(super) fn attestations(opts: &Opts) -> Result<BTreeMap<String, Opts>, Failure> {
+///
+/// # Errors
+/// When there is no such kind, or its options are not read.
+pub fn attestations(opts: &Opts) -> Result<BTreeMap<String, Opts>, Failure> {
     let mut found: BTreeMap<String, Opts> = BTreeMap::new();
     for (key, value) in opts {
         let Some(kind) =

@@ -21,6 +21,7 @@ use store::{Read as _, Store, Table};
 
 use super::Attrs;
 use super::credentials::SessionCredentials;
+use crate::used::Material;
 use crate::worker::sessions;
 use crate::{Cx, Error, Output, Worker};
 
@@ -325,6 +326,17 @@ struct ManifestKey<'a> {
 }
 
 impl ImageSource {
+    /// The image, once it is known.
+    pub(crate) fn material(&self) -> Option<Material> {
+        let image = self.image.get()?;
+        Some(Material::Image {
+            reference: self.wanted.reference.to_string(),
+            platform: Some(self.wanted.platform.clone()),
+            digest: image.root.digest.clone(),
+            local: false,
+        })
+    }
+
     pub(crate) fn new(worker: Arc<Worker>, vertex: &llb::Vertex, op: &pb::SourceOp) -> Result<Self, Failure> {
         let attrs = Attrs::new(op);
         let record_type = attrs.parse(llb::attr::IMAGE_RECORD_TYPE, |kind| match kind {

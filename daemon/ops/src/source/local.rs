@@ -21,6 +21,7 @@ use tree::contenthash::{Change, ContentHash, FileHasher, Header};
 
 use super::Attrs;
 use crate::content::NOTE;
+use crate::used::Material;
 use crate::{BuildValues, Cx, Error, Output, Worker};
 
 /// How long a named session may take to appear.
@@ -75,6 +76,10 @@ impl LocalSource {
             metadata_only: attrs.flag(llb::attr::LOCAL_METADATA_TRANSFER),
             metadata_exceptions: attrs.list(llb::attr::LOCAL_METADATA_TRANSFER_EXCLUDE)?,
         })
+    }
+
+    pub(crate) fn material(&self) -> Material {
+        Material::Local { name: self.name.clone() }
     }
 
     /// The session that is asked: the one that is named, or that of a build.

@@ -2,8 +2,8 @@
 
 mod credentials;
 pub mod image;
-mod local;
-mod upload;
+pub(crate) mod local;
+pub(crate) mod upload;
 
 use std::sync::Arc;
 

@@ -1,20 +1,30 @@
 //! Lists of contents: a scanner is run over the result.
+//!
+//! The scanner is an image. It runs as a step of the build, finds what it is to
+//! look at where variables named `BUILDKIT_SCAN_…` say, and leaves statements
+//! in a directory: the attestation.
 
 use std::collections::BTreeMap;
 
 use base::{Failure, Kind, Platform};
 use llb::build::{Defaults, FileAction, Image as ImageSource, Mount, Options, Run, State};
 
-use super::image::Image;
-use crate::dockerui::{Client, Sbom};
-use crate::gateway::{Attestation, AttestationKind, ImageOptions, RefId, ResolvedImage, Solve};
+use crate::convert::Image;
+use crate::dockerui::Sbom;
+use crate::gateway::{
+    Attestation, AttestationKind, FrontendResult, Gateway, ImageOptions, RefId, ResolvedImage, Solve,
+    resolve_image,
+};
+
+/// What a list of contents is called in a statement.
+pub const SPDX: &str = "https://spdx.dev/Document";
 
 const CORE: &str = "sbom";
 const SOURCE: &str = "/run/src";
 const OUTPUT: &str = "/run/out/";
 
 /// A scanner, found and ready.
-pub(super) struct Scanner {
+pub struct Scanner {
     image: String,
     config: Image,
     platform: Platform,
@@ -22,24 +32,31 @@ pub(super) struct Scanner {
 }
 
 /// What to scan.
-pub(super) struct Target<'a> {
+pub struct Target<'a> {
     /// The platform's name.
-    pub(super) id: &'a str,
-    pub(super) state: &'a State,
-    pub(super) extras: &'a BTreeMap<String, State>,
-    pub(super) ignore_cache: bool,
+    pub id: &'a str,
+    /// The result.
+    pub state: &'a State,
+    /// What else, by name.
+    pub extras: &'a BTreeMap<String, State>,
+    /// Scan again even when the same was scanned before.
+    pub ignore_cache: bool,
 }
 
 impl Scanner {
-    pub(super) async fn find(client: &Client, wanted: &Sbom) -> Result<Self, Failure> {
-        let config = client.config();
-        let platform = config.build_platforms.first().cloned().unwrap_or_else(Platform::host);
-        let options = ImageOptions {
-            platform: Some(platform.clone()),
-            resolve_mode: client.options().opts.get("image-resolve-mode").cloned().unwrap_or_default(),
-            ..ImageOptions::default()
-        };
-        let (image, raw) = match client.resolve_image(&wanted.generator, options).await? {
+    /// Looks for the scanner that is `wanted`, which runs on `platform`.
+    ///
+    /// # Errors
+    /// When there is no such image, or it has nothing to run.
+    pub async fn find(
+        gateway: &dyn Gateway,
+        wanted: &Sbom,
+        platform: Platform,
+        resolve_mode: String,
+    ) -> Result<Self, Failure> {
+        let options =
+            ImageOptions { platform: Some(platform.clone()), resolve_mode, ..ImageOptions::default() };
+        let (image, raw) = match resolve_image(gateway, &wanted.generator, options).await? {
             ResolvedImage::Image { reference, config, .. } => (reference, config),
             ResolvedImage::Other { identifier } => {
                 return Err(Failure::new(
@@ -107,9 +124,12 @@ impl Scanner {
     }
 
     /// Plans the scan.
-    pub(super) async fn scan(&self, client: &Client, target: Target<'_>) -> Result<Attestation, Failure> {
+    ///
+    /// # Errors
+    /// Those of the gateway.
+    pub async fn scan(&self, gateway: &dyn Gateway, target: Target<'_>) -> Result<Attestation, Failure> {
         let definition = self.state(&target)?.marshal(&Defaults::default())?;
-        let result = client.gateway().solve(Solve::definition(definition)).await?;
+        let result = gateway.solve(Solve::definition(definition)).await?;
         Ok(attestation(result.single_ref()?.cloned()))
     }
 }
@@ -121,7 +141,12 @@ fn attestation(reference: Option<RefId>) -> Attestation {
         metadata: metadata.iter().map(|(k, v)| ((*k).to_owned(), v.as_bytes().to_vec())).collect(),
         reference,
         path: String::new(),
-        predicate_type: "https://spdx.dev/Document".to_owned(),
+        predicate_type: SPDX.to_owned(),
         subjects: Vec::new(),
     }
+}
+
+/// Whether somebody made a list of contents already.
+pub fn has(result: &FrontendResult) -> bool {
+    result.attestations.values().flatten().any(|a| a.predicate_type == SPDX)
 }
