@@ -27,9 +27,10 @@ pub fn program(name: &str) -> Result<PathBuf> {
     let directory = match std::env::var_os("BUILDKIT_TEST_BIN") {
         Some(directory) => PathBuf::from(directory),
         None => {
-            let test = std::env::current_exe().context("path of the test program")?;
-            let deps = test.parent().and_then(Path::parent);
-            deps.context("the test program is not in a target directory")?.to_owned()
+            let own = std::env::current_exe().context("path of this program")?;
+            // Tests are a directory below the programs.
+            let beside = own.ancestors().skip(1).find(|dir| !dir.ends_with("deps"));
+            beside.context("this program is not in a target directory")?.to_owned()
         }
     };
     existing(directory.join(name), "build it with `cargo build`")

@@ -40,12 +40,7 @@ impl NetworkConfig {
     /// # Errors
     /// When it cannot be read or is no configuration.
     pub fn load(path: &Path) -> Result<Self, Error> {
-        let meta = std::fs::metadata(path).map_err(Error::file("read", path))?;
-        if !meta.is_file() || meta.len() > LIMIT {
-            return Err(Error::config(path.display().to_string(), "not a file of reasonable size"));
-        }
-        let text = std::fs::read(path).map_err(Error::file("read", path))?;
-        Self::parse(&text, &path.display().to_string())
+        Self::parse(&read(path)?, &path.display().to_string())
     }
 
     /// Reads the text of a configuration from `place`.
@@ -104,6 +99,18 @@ impl NetworkConfig {
             "plugins": self.plugins.iter().map(|p| Value::Object(p.fields.clone())).collect::<Vec<_>>(),
         })
     }
+}
+
+/// The text of a configuration file.
+///
+/// # Errors
+/// When it cannot be read, or is no file of reasonable size.
+pub fn read(path: &Path) -> Result<Vec<u8>, Error> {
+    let meta = std::fs::metadata(path).map_err(Error::file("read", path))?;
+    if !meta.is_file() || meta.len() > LIMIT {
+        return Err(Error::config(path.display().to_string(), "not a file of reasonable size"));
+    }
+    std::fs::read(path).map_err(Error::file("read", path))
 }
 
 /// Names begin with a letter or digit and stay clear of what could be a path.

@@ -21,9 +21,11 @@ mod ledger;
 mod networks;
 pub mod plugin;
 pub mod result;
+mod settings;
 
 pub use config::NetworkConfig;
 pub use error::{Code, Error, PluginError};
-pub use networks::{BridgeConfig, Config, DefaultNetwork, Mode, Namespace, Networks};
+pub use networks::{Namespace, Networks};
 pub use plugin::{Attachment, Bundled, Call, Command, Plugin};
 pub use result::{Cidr, NetworkResult};
+pub use settings::{BridgeConfig, Choice, Config, DefaultNetwork, Mode};

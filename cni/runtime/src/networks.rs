@@ -1,5 +1,6 @@
 //! Network namespaces for runs: made, handed out once, destroyed.
 
+use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -8,7 +9,6 @@ use std::time::Duration;
 use base::Failure;
 use base::task::{Scope, blocking};
 use parking_lot::{Mutex, RwLock};
-use serde::{Deserialize, Serialize};
 use sys::netns::NetNs;
 use tokio::sync::Notify;
 
@@ -18,7 +18,8 @@ use crate::dns::{Overrides, ResolvConf};
 use crate::forward::Forwarder;
 use crate::ledger::Ledger;
 use crate::plugin::{Attachment, Bundled};
-use crate::result::{Cidr, Dns, NetworkResult};
+use crate::result::{Dns, NetworkResult};
+use crate::settings::{BridgeConfig, Choice, Config, DefaultNetwork, Mode};
 use crate::{Call, Command, Error};
 
 /// Name of the interface in a namespace.
@@ -29,74 +30,9 @@ const HOST_RESOLV_CONF: &str = "/etc/resolv.conf";
 /// After a failure the pool rests, so as not to fail in circles.
 const REST: Duration = Duration::from_secs(5);
 
-/// Which networks runs get.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Mode {
-    /// The configuration file if there is one, else the default network, else the host's.
-    #[default]
-    Auto,
-    /// What the configuration file says.
-    Cni,
-    /// The default network: a bridge.
-    Bridge,
-    /// The daemon's own.
-    Host,
-    /// None: a loopback interface.
-    None,
-}
-
-/// Settings.
-#[derive(Debug, Clone, Default)]
-pub struct Config {
-    /// Which networks.
-    pub mode: Mode,
-    /// The daemon's state directory; `net` in it is used.
-    pub root: PathBuf,
-    /// The user's network configuration.
-    pub config_path: PathBuf,
-    /// Directories with plugins.
-    pub plugin_path: Vec<PathBuf>,
-    /// Namespaces kept ready.
-    pub pool_size: usize,
-    /// Name of the default network's bridge; empty = `buildkit0`.
-    pub bridge_name: String,
-    /// Addresses of the default network; none = a free private range.
-    pub bridge_subnet: Option<Cidr>,
-    /// DNS settings that replace the host's.
-    pub dns: Overrides,
-    /// The daemon has no privileges on the host's network.
-    pub rootless: bool,
-}
-
-/// What the default network should be.
-#[derive(Debug, Clone)]
-pub struct BridgeConfig {
-    /// Name of the bridge.
-    pub name: String,
-    /// Its addresses; none = a free private range.
-    pub subnet: Option<Cidr>,
-    /// Directory in which addresses are remembered.
-    pub addresses: PathBuf,
-    /// Addresses that must stay reachable, such as those of name servers.
-    pub avoid: Vec<IpAddr>,
-}
-
-/// The default network.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct DefaultNetwork {
-    /// Its configuration, as a list of plugins.
-    pub config: serde_json::Value,
-    /// Its bridge.
-    pub bridge: String,
-    /// The bridge was there before.
-    pub existed: bool,
-    /// Its networks.
-    pub subnets: Vec<Cidr>,
-    /// Addresses of the host in them.
-    pub gateways: Vec<IpAddr>,
-    /// Where its addresses are remembered.
-    pub addresses: PathBuf,
-}
+/// Links of namespaces that have ended are remembered up to this number: the kernel has
+/// removed older ones by then.
+const LEAVING: usize = 1024;
 
 /// The networks of a daemon. Clones are the same.
 #[derive(Clone)]
@@ -104,6 +40,7 @@ pub struct Networks(Arc<Inner>);
 
 struct Inner {
     kind: Kind,
+    choice: Choice,
     ledger: Ledger,
     bundled: Arc<dyn Bundled>,
     dns: Overrides,
@@ -121,6 +58,9 @@ struct Pool {
     ready: Vec<Made>,
     /// Given up without being waited for.
     dropped: Vec<Made>,
+    /// Host ends of links into namespaces that were destroyed, the last ones. The kernel
+    /// takes them away when it gets round to it.
+    leaving: VecDeque<String>,
 }
 
 enum Kind {
@@ -167,6 +107,11 @@ impl Networks {
             Kind::None => "none",
             Kind::Plugins { .. } => "cni",
         }
+    }
+
+    /// Which networks runs get, and why.
+    pub fn choice(&self) -> &Choice {
+        &self.0.choice
     }
 
     /// A network for one run. One with a host name of its own is made for it, since
@@ -269,8 +214,9 @@ impl Inner {
         let net = config.root.join("net");
         let ledger = Ledger::open(&net)?;
         ledger.reap(&bundled);
-        let build = |kind| Self {
+        let build = |kind, choice| Self {
             kind,
+            choice,
             ledger: ledger.clone(),
             bundled: bundled.clone(),
             dns: config.dns.clone(),
@@ -281,12 +227,18 @@ impl Inner {
             forwarder: tokio::sync::Mutex::default(),
             scope: scope.clone(),
         };
-        let user = || -> Result<Self, Error> {
-            let network = NetworkConfig::load(&config.config_path)?;
-            let chain = Chain::new(network, config.plugin_path.clone(), bundled.clone());
-            build(Kind::Plugins { chain, default: None }).tried()
+        let file = config.config_path.display();
+        let user = || -> Result<(Kind, Choice), Error> {
+            // No path for one that was made for plugins of our own.
+            let (network, path) = match &config.network {
+                Some(network) => (network.clone(), Vec::new()),
+                None => (NetworkConfig::load(&config.config_path)?, config.plugin_path.clone()),
+            };
+            let choice = Choice::asked_for(format!("network {:?} of {file}", network.name));
+            let chain = Chain::new(network, path, bundled.clone());
+            Ok((Kind::Plugins { chain, default: None }, choice))
         };
-        let bridge = || -> Result<Self, Error> {
+        let bridge = || -> Result<(Kind, Choice), Error> {
             let name = if config.bridge_name.is_empty() { "buildkit0" } else { &config.bridge_name };
             let resolvers = ResolvConf::load(Path::new(HOST_RESOLV_CONF)).overridden(&config.dns);
             let wanted = BridgeConfig {
@@ -298,21 +250,34 @@ impl Inner {
             let default = bundled.default_network(&wanted)?;
             ledger.note_default(&default)?;
             let network = NetworkConfig::parse(default.config.to_string().as_bytes(), "default network")?;
+            let subnets: Vec<String> = default.subnets.iter().map(ToString::to_string).collect();
+            let choice = Choice::asked_for(format!("bridge {name}, {}", subnets.join(", ")));
             // No path: these are always our own plugins.
             let chain = Chain::new(network, Vec::new(), bundled.clone());
-            build(Kind::Plugins { chain, default: Some(Box::new(default)) }).tried()
+            Ok((Kind::Plugins { chain, default: Some(Box::new(default)) }, choice))
         };
+        let tried = |(kind, choice)| build(kind, choice).tried();
+        let host = || Choice::asked_for("the daemon's own");
         match config.mode {
-            Mode::Host => Ok(build(Kind::Host)),
-            Mode::None => Ok(build(Kind::None)),
-            Mode::Cni => user(),
-            Mode::Bridge => bridge(),
-            Mode::Auto if config.config_path.exists() => user(),
-            Mode::Auto if config.rootless => Ok(build(Kind::Host)),
-            Mode::Auto => bridge().or_else(|e| {
-                tracing::warn!(error = %e, "no default network here, runs use the host's");
-                Ok(build(Kind::Host))
-            }),
+            Mode::Host => Ok(build(Kind::Host, host())),
+            Mode::None => Ok(build(Kind::None, Choice::asked_for("none"))),
+            Mode::Cni => user().and_then(tried),
+            Mode::Bridge => bridge().and_then(tried),
+            Mode::Auto if config.config_path.exists() => {
+                let reason = |(kind, choice): (_, Choice)| (kind, choice.because("the file is there"));
+                user().map(reason).and_then(tried)
+            }
+            Mode::Auto if config.rootless => {
+                Ok(build(Kind::Host, host().because("without root no others can be made")))
+            }
+            Mode::Auto => {
+                let reason = format!("there is no {file}, and the daemon may make networks");
+                let isolated = bridge().map(|(kind, choice)| (kind, choice.because(reason))).and_then(tried);
+                isolated.or_else(|e| {
+                    let choice = host().because(format!("no network can be made here: {e}"));
+                    Ok(build(Kind::Host, Choice { fallback: true, ..choice }))
+                })
+            }
         }
     }
 
@@ -404,6 +369,12 @@ impl Inner {
         let Kind::Plugins { chain, .. } = &self.kind else { return Ok(()) };
         let disconnected = chain.del(&made.attachment, Some(&made.result), true);
         sys::netns::unbind(&made.path)?;
+        let mut pool = self.pool.lock();
+        let ends = made.result.interfaces.iter().filter(|i| i.sandbox.is_empty());
+        pool.leaving.extend(ends.map(|i| i.name.clone()));
+        let surplus = pool.leaving.len().saturating_sub(LEAVING);
+        pool.leaving.drain(..surplus);
+        drop(pool);
         disconnected?;
         self.ledger.forget(&made.attachment.container_id)
     }
@@ -417,9 +388,15 @@ impl Inner {
     fn close(&self) {
         *self.closed.write() = true;
         let mut pool = std::mem::take(&mut *self.pool.lock());
-        pool.ready.append(&mut pool.dropped);
-        pool.ready.into_iter().for_each(|made| self.destroy_logged(made));
+        let ready = pool.ready.drain(..).chain(pool.dropped.drain(..));
+        ready.for_each(|made| self.destroy_logged(made));
         if let Kind::Plugins { default: Some(network), .. } = &self.kind {
+            // A bridge with ports counts as one that somebody uses. Under load the kernel lets
+            // links of namespaces that have ended stand for seconds.
+            pool.leaving.append(&mut self.pool.lock().leaving);
+            if let Err(e) = self.bundled.remove_links(pool.leaving.make_contiguous()) {
+                tracing::warn!(error = %e, "remove links of network namespaces that have ended");
+            }
             let removed =
                 self.bundled.remove_default_network(network).and_then(|()| self.ledger.forget_default());
             if let Err(e) = removed {

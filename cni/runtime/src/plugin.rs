@@ -6,8 +6,8 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use crate::error::PluginError;
-use crate::networks::{BridgeConfig, DefaultNetwork};
 use crate::result::NetworkResult;
+use crate::settings::{BridgeConfig, DefaultNetwork};
 
 /// What a plugin is asked to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

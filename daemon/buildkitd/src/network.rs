@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use base::task::Scope;
-use cni::{Mode, Networks};
+use cni::{Choice, Mode, Networks};
 
 use crate::rootless;
 use crate::settings::Settings;
@@ -42,6 +42,7 @@ impl Provider {
             mode,
             root: settings.root.clone(),
             config_path,
+            network: None,
             plugin_path: vec![plugins],
             pool_size: wanted.pool,
             bridge_name: wanted.bridge.clone().unwrap_or_default(),
@@ -51,7 +52,13 @@ impl Provider {
         };
         let networks = Networks::open(config, cni_plugins::Plugins::new(), scope).await;
         let networks = networks.map_err(|e| anyhow!("{e}")).context("set up the network of build steps")?;
-        tracing::info!(mode = networks.mode(), asked = wanted.mode, "network of build steps");
+        let Choice { network, reason, fallback } = networks.choice();
+        let (mode, asked) = (networks.mode(), &wanted.mode);
+        if *fallback {
+            tracing::warn!(mode, asked, network, reason, "network of build steps");
+        } else {
+            tracing::info!(mode, asked, network, reason, "network of build steps");
+        }
         Ok(Self(networks))
     }
 

@@ -12,6 +12,7 @@ use tempfile::TempDir;
 use crate::daemon::{Candidate, Daemon, Net, fresh};
 use crate::definition::{BUSYBOX, Steps, chain};
 use crate::images;
+use crate::networks;
 use crate::table::{Unit, median};
 
 /// What all cases share.
@@ -28,21 +29,74 @@ pub(crate) type Report<'a> = dyn FnMut(&str, Unit, f64) + 'a;
 /// Something to measure.
 pub(crate) struct Case {
     pub(crate) name: &'static str,
+    /// For `--help`.
+    pub(crate) what: &'static str,
+    /// What it measures is not the daemon.
+    pub(crate) once: bool,
     pub(crate) run: fn(&Lab, &Candidate, &mut Report<'_>) -> Result<()>,
 }
 
 /// Everything, in the order of the table.
 pub(crate) const CASES: &[Case] = &[
-    Case { name: "start", run: start },
-    Case { name: "build", run: build },
-    Case { name: "chain", run: chains },
-    Case { name: "concurrent", run: concurrent },
-    Case { name: "context", run: context },
-    Case { name: "archive", run: archive },
-    Case { name: "pull", run: pull },
-    Case { name: "export", run: export },
-    Case { name: "push", run: push },
-    Case { name: "growth", run: growth },
+    Case {
+        name: "start",
+        what: "start to the first answer, memory of an idle daemon",
+        once: false,
+        run: start,
+    },
+    Case {
+        name: "build",
+        what: "a small build: cold, cached, and ten cached steps in one call",
+        once: false,
+        run: build,
+    },
+    Case {
+        name: "chain",
+        what: "30 RUN steps on top of each other, on the host's network and on a bridge by Debian's plugins",
+        once: false,
+        run: chains,
+    },
+    Case { name: "concurrent", what: "32 builds at once", once: false, run: concurrent },
+    Case {
+        name: "context",
+        what: "a context of 5,000 files: cold, unchanged, one file changed",
+        once: false,
+        run: context,
+    },
+    Case { name: "archive", what: "ADD of a tar of 20,000 files", once: false, run: archive },
+    Case { name: "pull", what: "an image of 12 layers", once: false, run: pull },
+    Case {
+        name: "export",
+        what: "a layer of a base system as an OCI archive, three compressions",
+        once: false,
+        run: export,
+    },
+    Case { name: "push", what: "the same to a registry", once: false, run: push },
+    Case { name: "growth", what: "memory after 10 and 100 builds", once: false, run: growth },
+    Case {
+        name: "net-plugins",
+        what: "the default network, by plugins in process, as our programs, as Debian's",
+        once: true,
+        run: networks::plugins,
+    },
+    Case {
+        name: "net-steps",
+        what: "100 RUN steps on the default network against 100 on the host's",
+        once: false,
+        run: networks::steps,
+    },
+    Case {
+        name: "net-ports",
+        what: "64 builds at once that bind the same port",
+        once: false,
+        run: networks::ports,
+    },
+    Case {
+        name: "net-left",
+        what: "1,000 RUN steps, and what is left of their networks",
+        once: false,
+        run: networks::left,
+    },
 ];
 
 impl Lab {
@@ -55,7 +109,7 @@ impl Lab {
         Ok(Self { registry, buildctl, home: TempDir::with_prefix("bk-bench-home-")? })
     }
 
-    fn daemon(&self, candidate: &Candidate, net: Net) -> Result<Daemon> {
+    pub(crate) fn daemon(&self, candidate: &Candidate, net: Net) -> Result<Daemon> {
         Daemon::start(candidate, net, self.registry.host())
     }
 
@@ -76,7 +130,7 @@ impl Lab {
     }
 }
 
-fn millis(time: Duration) -> f64 {
+pub(crate) fn millis(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
 }
 

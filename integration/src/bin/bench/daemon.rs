@@ -19,7 +19,7 @@ use tonic::transport::Channel;
 
 const START: Duration = Duration::from_secs(30);
 /// Where Debian puts the CNI plugins.
-const PLUGINS: &str = "/usr/lib/cni";
+pub(crate) const PLUGINS: &str = "/usr/lib/cni";
 
 /// A daemon to be measured.
 pub(crate) struct Candidate {
@@ -31,7 +31,10 @@ pub(crate) struct Candidate {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Net {
     Host,
+    /// A bridge by Debian's plugins.
     Cni,
+    /// The daemon's own bridge.
+    Default,
 }
 
 /// One that runs, with a root directory of its own.
@@ -53,7 +56,10 @@ impl Daemon {
         let dir = TempDir::with_prefix("bk-bench-")?;
         let bridge = format!("bkb{:x}n{count:x}", pid & 0xff_ffff);
         let subnet = format!("10.{}.{}.0/24", 64 + pid % 64, count % 256);
-        std::fs::write(dir.path().join("buildkitd.toml"), config(net, dir.path(), registry))?;
+        std::fs::write(
+            dir.path().join("buildkitd.toml"),
+            config(net, dir.path(), &bridge, &subnet, registry),
+        )?;
         std::fs::write(dir.path().join("net.conflist"), network(&bridge, &subnet, dir.path()))?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let program = candidate.program.clone();
@@ -107,6 +113,16 @@ impl Daemon {
 
     pub(crate) fn addr(&self) -> String {
         format!("unix://{}", self.dir.path().join("buildkitd.sock").display())
+    }
+
+    /// Where it keeps its state.
+    pub(crate) fn root(&self) -> PathBuf {
+        self.dir.path().join("root")
+    }
+
+    /// The bridge of its builds, if they have one.
+    pub(crate) fn bridge(&self) -> &str {
+        &self.bridge
     }
 
     fn log(&self) -> String {
@@ -164,13 +180,16 @@ pub(crate) fn fresh() -> String {
     format!("bench-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed))
 }
 
-fn config(net: Net, dir: &Path, registry: &str) -> String {
+fn config(net: Net, dir: &Path, bridge: &str, subnet: &str, registry: &str) -> String {
     let net = match net {
         Net::Host => "networkMode = \"host\"\n".to_owned(),
         Net::Cni => format!(
             "networkMode = \"cni\"\ncniBinaryPath = \"{PLUGINS}\"\ncniConfigPath = \"{}\"\n",
             dir.join("net.conflist").display()
         ),
+        Net::Default => {
+            format!("networkMode = \"bridge\"\nbridgeName = \"{bridge}\"\nbridgeSubnet = \"{subnet}\"\n")
+        }
     };
     format!(
         "[worker.oci]\n{net}[registry.\"docker.io\"]\nmirrors = [\"{registry}\"]\n\

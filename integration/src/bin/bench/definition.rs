@@ -22,9 +22,18 @@ impl Steps {
     }
 
     /// `/bin/true` with an argument that tells this step from others.
-    pub(crate) fn run(mut self, mark: &str) -> Self {
+    pub(crate) fn run(self, mark: &str) -> Self {
+        self.exec(&["/bin/true", mark])
+    }
+
+    /// A script of the shell.
+    pub(crate) fn shell(self, script: &str) -> Self {
+        self.exec(&["/bin/sh", "-c", script])
+    }
+
+    fn exec(mut self, args: &[&str]) -> Self {
         let meta = Meta {
-            args: vec!["/bin/true".into(), mark.into()],
+            args: args.iter().map(|arg| (*arg).to_owned()).collect(),
             env: vec!["PATH=/bin".into()],
             cwd: "/".into(),
             ..Meta::default()

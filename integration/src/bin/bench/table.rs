@@ -9,6 +9,8 @@ pub(crate) enum Unit {
     Millis,
     /// Mebibytes.
     Mebibytes,
+    /// Whatever can be counted.
+    Things,
 }
 
 impl fmt::Display for Unit {
@@ -16,6 +18,7 @@ impl fmt::Display for Unit {
         f.write_str(match self {
             Self::Millis => "ms",
             Self::Mebibytes => "MiB",
+            Self::Things => "number",
         })
     }
 }
@@ -77,8 +80,9 @@ pub(crate) fn median(samples: &[f64]) -> Option<f64> {
     }
 }
 
-fn number(value: f64) -> String {
+fn number(unit: Unit, value: f64) -> String {
     match value {
+        v if unit == Unit::Things => format!("{v:.0}"),
         v if v >= 100.0 => format!("{v:.0}"),
         v if v >= 10.0 => format!("{v:.1}"),
         v => format!("{v:.2}"),
@@ -101,7 +105,7 @@ impl fmt::Display for Table {
             let first = row.columns.first().and_then(|samples| median(samples));
             for (column, samples) in row.columns.iter().enumerate() {
                 let value = median(samples);
-                write!(f, " {} |", value.map_or_else(|| "–".into(), number))?;
+                write!(f, " {} |", value.map_or_else(|| "–".into(), |v| number(row.unit, v)))?;
                 if column > 0 {
                     let ratio =
                         value.zip(first).filter(|(_, first)| *first > 0.0).map(|(v, first)| v / first);
