@@ -9,6 +9,9 @@ PROGRAMS ?= $(TARGET)/release
 UNITDIR ?= $(PREFIX)/lib/systemd/system
 USERUNITDIR ?= $(dir $(UNITDIR))user
 
+# What is built in besides. `FEATURES=` leaves out netavark, which takes minutes and protoc.
+FEATURES ?= buildkitd/netavark
+
 
 ## Installs what is missing, builds, starts the daemon and builds an example.
 run:
@@ -22,7 +25,8 @@ stop:
 
 ## The programs, optimised, in target/release (or where CARGO_TARGET_DIR points to).
 build:
-	cargo build --release -p buildkitd -p buildctl -p cni-plugins
+	@$(if $(FEATURES),integration/setup.sh build)
+	cargo build --release -p buildkitd -p buildctl -p cni-plugins --features '$(FEATURES)'
 
 ## Programs and units, from PROGRAMS to PREFIX below DESTDIR; `make build` comes first.
 install:

@@ -4,6 +4,7 @@
 #
 #   integration/setup.sh          everything
 #   integration/setup.sh run      only what the daemon itself needs
+#   integration/setup.sh build    only what building needs with every feature, besides Rust
 set -eu
 
 cache="${BUILDKIT_TEST_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/buildkit-cni}"
@@ -11,6 +12,7 @@ suite="${BUILDKIT_TEST_SUITE:-bookworm}"
 what="${1:-all}"
 
 run_packages="runc crun git openssh-client iproute2 iptables nftables busybox-static ca-certificates"
+build_packages="protobuf-compiler"
 test_packages="docker-registry docker.io containerd podman openssl systemd-container mmdebstrap
     containernetworking-plugins python3-yaml python3-jsonschema python3-pip"
 
@@ -100,6 +102,9 @@ fetch_schemas() {
     trap - EXIT INT TERM
 }
 
+# shellcheck disable=SC2086
+[ "$what" = run ] || install_missing $build_packages
+[ "$what" != build ] || exit 0
 # shellcheck disable=SC2086
 install_missing $run_packages
 [ "$what" = all ] || exit 0

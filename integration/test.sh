@@ -18,10 +18,12 @@ set_up=$(date +%s)
 
 # Programs and tests in one go, so that both are built from the same dependencies; the
 # black-box tests run what is in the target directory.
-cargo build --workspace --all-targets || exit 1
+features=buildkitd/netavark
+export BUILDKIT_TEST_NETAVARK=yes
+cargo build --workspace --all-targets --features "$features" || exit 1
 built=$(date +%s)
 
-cargo test --workspace --no-fail-fast -- "$@" 2>&1 | tee "$log"
+cargo test --workspace --features "$features" --no-fail-fast -- "$@" 2>&1 | tee "$log"
 result=${PIPESTATUS[0]}
 end=$(date +%s)
 

@@ -15,13 +15,14 @@ use integration::{Bench, Net, Options, Project, leak, suite, wait_for};
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn main() -> ExitCode {
-    let cases: [suite::Case<()>; 6] = [
+    let cases: [suite::Case<()>; 7] = [
         ("many_builds_with_one_port", |()| many_builds_with_one_port()),
         ("steps_are_alone", |()| steps_are_alone()),
         ("killed_with_32_running", |()| killed_with_32_running()),
         ("steps_leave_nothing", |()| steps_leave_nothing()),
         ("settings_take_effect", |()| settings_take_effect()),
         ("auto_says_why", |()| auto_says_why()),
+        ("podmans_networks", |()| podmans_networks()),
     ];
     suite::main(|| Ok(()), &cases, |()| Ok(()))
 }
@@ -86,6 +87,23 @@ impl Bridged {
         Ok(Reaped(command.spawn()?))
     }
 
+    /// A step that answers on port 8080, and its address.
+    fn serve(&self) -> Result<(Reaped, String)> {
+        let project = Project::new("FROM busybox\nRUN while :; do echo found | nc -l -p 8080; done\n")?;
+        let server = self.spawn(&project, 0)?;
+        let find = || self.addresses().into_iter().next();
+        let address = wait_for("a step runs", PATIENCE, find).with_context(|| self.bench.daemon.log())?;
+        // It must really serve, or nothing is proven: this host may look.
+        let look = || {
+            let mut stream = std::net::TcpStream::connect((address.as_str(), 8080)).ok()?;
+            let mut said = String::new();
+            std::io::Read::read_to_string(&mut stream, &mut said).ok()?;
+            said.contains("found").then_some(())
+        };
+        wait_for("the step serves", PATIENCE, look)?;
+        Ok((server, address))
+    }
+
     fn finish(self) -> Result<()> {
         let bridge = self.bridge.clone();
         self.bench.finish()?;
@@ -114,19 +132,7 @@ fn many_builds_with_one_port() -> Result<()> {
 
 fn steps_are_alone() -> Result<()> {
     let bridged = Bridged::start("", &["--allow-insecure-entitlement=security.insecure"])?;
-    let serving = Project::new("FROM busybox\nRUN while :; do echo found | nc -l -p 8080; done\n")?;
-    let mut server = bridged.spawn(&serving, 0)?;
-    let find = || bridged.addresses().into_iter().next();
-    let other = wait_for("a step runs", PATIENCE, find).with_context(|| bridged.bench.daemon.log())?;
-    // It must really serve, or nothing is proven: this host may look.
-    let look = || {
-        let mut stream = std::net::TcpStream::connect((other.as_str(), 8080)).ok()?;
-        let mut said = String::new();
-        std::io::Read::read_to_string(&mut stream, &mut said).ok()?;
-        said.contains("found").then_some(())
-    };
-    wait_for("the step serves", PATIENCE, look)?;
-
+    let (mut server, other) = bridged.serve()?;
     let local = TcpListener::bind("127.0.0.1:0")?;
     let everywhere = TcpListener::bind("0.0.0.0:0")?;
     let (local, port) = (local.local_addr()?.port(), everywhere.local_addr()?.port());
@@ -273,4 +279,79 @@ fn auto_says_why() -> Result<()> {
     let bench = Bench::start(Options { net: Net::Auto, worker, ..Options::default() })?;
     said(&bench, &["WARN", "mode=\"host\"", "no network can be made here", "is not a bridge"])?;
     bench.finish()
+}
+
+/// Networks that podman has written down, where the daemon was built to know them.
+/// `BUILDKIT_TEST_NETAVARK` says that it was.
+fn podmans_networks() -> Result<()> {
+    let bridge = format!("bkv{:x}", std::process::id() & 0xff_ffff);
+    let subnet = format!("10.253.{}", std::process::id() % 256);
+    let dir = tempfile::TempDir::with_prefix("bk-net-")?;
+    let path = dir.path().join("build.json");
+    let network = serde_json::json!({
+        "name": "build", "id": format!("{:064x}", std::process::id()), "driver": "bridge",
+        "network_interface": bridge, "created": "2026-01-01T00:00:00Z", "ipv6_enabled": false,
+        "internal": false, "dns_enabled": true, "ipam_options": {"driver": "host-local"},
+        "subnets": [{
+            "subnet": format!("{subnet}.0/24"), "gateway": format!("{subnet}.1"),
+            "lease_range": {"start_ip": format!("{subnet}.100"), "end_ip": format!("{subnet}.200")},
+        }],
+    });
+    std::fs::write(&path, network.to_string())?;
+    let args = vec!["--oci-worker-net=netavark".into(), format!("--oci-cni-config-path={}", path.display())];
+    let options = Options { net: Net::Host, args, ..Options::default() };
+    let bench = match Bench::start(options.clone()) {
+        Ok(bench) => bench,
+        Err(e) if std::env::var_os("BUILDKIT_TEST_NETAVARK").is_none() => {
+            let said = format!("{e:?}");
+            ensure!(said.contains("built without the feature `netavark`"), "{said}");
+            return Ok(());
+        }
+        Err(e) => return Err(e),
+    };
+    let mut bridged = Bridged { bench, bridge };
+    let log = bridged.bench.daemon.log();
+    ensure!(log.contains("asked=\"netavark\"") && log.contains("build.json"), "{log}");
+    let (_server, other) = bridged.serve()?;
+    ensure!(other.starts_with(&format!("{subnet}.1")) && other.len() == subnet.len() + 4, "{other}");
+    let host = TcpListener::bind((format!("{subnet}.1"), 0))?;
+    let port = host.local_addr()?.port();
+    std::thread::spawn(move || {
+        for mut stream in host.incoming().flatten() {
+            _ = std::io::Write::write_all(&mut stream, b"host");
+        }
+    });
+    let project = Project::new(&format!(
+        "FROM busybox\nARG N\n\
+         RUN : $N; ! nc -w 2 {other} 8080 </dev/null && nc -w 5 {subnet}.1 {port} </dev/null | grep host\n\
+         RUN ip route | grep 'default via {subnet}.1'\n"
+    ))?;
+    let several: Vec<Reaped> = (0..4).map(|n| bridged.spawn(&project, n)).collect::<Result<_>>()?;
+    for mut build in several {
+        ensure!(build.0.wait()?.success(), "{}", bridged.bench.daemon.log());
+    }
+
+    // What a killed daemon leaves, the next one takes away; itself it leaves nothing.
+    bridged.bench.daemon.crash()?;
+    ensure!(bridged.counts().0 == 0, "{:?}", bridged.counts());
+    let net = bridged.bench.daemon.root().join("net");
+    let plain = Project::new(&format!("FROM busybox\nRUN ip route | grep 'default via {subnet}.1'\n"))?;
+    bridged.bench.build(Buildctl, &plain, &["no-cache"])?.ok()?;
+    let left = || -> Vec<String> {
+        let dirs = ["ipam/build", "netavark/firewall/networks", "netavark/firewall/ports", "cni", "ledger"];
+        let names = dirs.iter().flat_map(|dir| integration::bench::names(&net.join(dir)).unwrap_or_default());
+        names.filter(|name| name != "lock" && !name.starts_with("last_reserved_ip")).collect()
+    };
+    wait_for("nothing is left", PATIENCE, || left().is_empty().then_some(()))
+        .with_context(|| format!("{:?}", left()))?;
+    let rules = Command::new("nft").args(["list", "ruleset"]).output()?;
+    let rules = String::from_utf8_lossy(&rules.stdout).into_owned();
+    ensure!(!rules.contains(&subnet) && !rules.contains(&bridged.bridge), "{rules}");
+    bridged.finish()?;
+
+    // Nonsense is refused by name.
+    std::fs::write(&path, network.to_string().replace("10.253.", "10.999."))?;
+    let error = format!("{:?}", Bench::start(options).err().context("started on a broken network")?);
+    ensure!(error.contains("build.json") && error.contains("not a network of podman"), "{error}");
+    Ok(())
 }

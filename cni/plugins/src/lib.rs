@@ -21,6 +21,8 @@ mod iptables;
 mod lan;
 pub mod link;
 mod loopback;
+#[cfg(feature = "netavark")]
+pub mod netavark;
 pub mod netlink;
 mod nft;
 mod portmap;

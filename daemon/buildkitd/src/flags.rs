@@ -88,7 +88,7 @@ pub(crate) struct Flags {
     #[arg(long, value_name = "OS/ARCH")]
     pub(crate) oci_worker_platform: Vec<String>,
 
-    /// Network of build steps: auto, cni, bridge or host
+    /// Network of build steps: auto, cni, bridge, host or netavark
     #[arg(long, value_name = "MODE")]
     pub(crate) oci_worker_net: Option<String>,
 
