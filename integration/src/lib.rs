@@ -17,6 +17,7 @@ pub mod containerd;
 pub mod daemon;
 pub mod dockerd;
 pub mod gateway;
+pub mod git;
 pub mod grpc;
 pub mod http;
 pub mod image;

@@ -147,6 +147,8 @@ pub enum Detail {
     FrontendCap(String),
     /// A request the frontend does not know.
     Subrequest(String),
+    /// What the client that was asked says of a source it denied.
+    Denied(Vec<String>),
     /// The operation, and the results it had when it failed.
     Solve {
         /// Ids under which the inputs can be mounted.

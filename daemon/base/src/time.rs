@@ -54,6 +54,29 @@ impl Timestamp {
         let nanos = text.parse::<jiff::Timestamp>().ok()?.as_nanosecond();
         i64::try_from(nanos).ok().map(Self)
     }
+
+    /// Reads the three forms of a date in HTTP, of which the second is written with
+    /// any zone; one that is no other is UTC, as for Go.
+    pub fn parse_http(text: &str) -> Option<Self> {
+        let read = |format: &str, text: &str| {
+            let time = jiff::fmt::strtime::parse(format, text).ok()?.to_datetime().ok()?;
+            let nanos = time.to_zoned(jiff::tz::TimeZone::UTC).ok()?.timestamp().as_nanosecond();
+            i64::try_from(nanos).ok().map(Self)
+        };
+        match text.split_once(", ") {
+            Some((_, rest)) => {
+                let (time, _zone) = rest.rsplit_once(' ')?;
+                read("%d %b %Y %H:%M:%S", time).or_else(|| read("%d-%b-%y %H:%M:%S", time))
+            }
+            None => read("%b %e %H:%M:%S %Y", text.split_once(' ')?.1),
+        }
+    }
+
+    /// The form that HTTP prefers.
+    pub fn format_http(self) -> String {
+        let time = jiff::Timestamp::from_nanosecond(i128::from(self.0)).unwrap_or_default();
+        time.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string()
+    }
 }
 
 impl From<SystemTime> for Timestamp {
@@ -91,6 +114,23 @@ impl<'de> Deserialize<'de> for Timestamp {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn reads_dates_of_http() {
+        let time = Timestamp::from_secs(784_111_777);
+        for text in [
+            "Sun, 06 Nov 1994 08:49:37 GMT",
+            "Sunday, 06-Nov-94 08:49:37 GMT",
+            "Sunday, 06-Nov-94 08:49:37 UTC",
+            "Sun Nov  6 08:49:37 1994",
+        ] {
+            assert_eq!(Timestamp::parse_http(text), Some(time), "{text}");
+        }
+        for text in ["", "0", "Sun, 06 Nov 1994", "Sun, 99 Nov 1994 08:49:37 GMT", "1994-11-06T08:49:37Z"] {
+            assert_eq!(Timestamp::parse_http(text), None, "{text}");
+        }
+        assert_eq!(time.format_http(), "Sun, 06 Nov 1994 08:49:37 GMT");
+    }
 
     #[test]
     fn writes_like_go() {

@@ -5,31 +5,32 @@ use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use base::progress::{Event, Sink, Warning as ProgressWarning};
+use base::progress::{Event, Sink, VertexSink, Warning as ProgressWarning};
 use base::reference::Reference;
 use base::task::Scope;
 use base::{Detail, Digest, Failure};
 use frontend::gateway::{
-    CacheImport, FileRange, FrontendResult, Gateway, ImageMeta, Options, RefId, ResolveSource, Solve,
-    SolveWhat, SourceMeta, Stat, Warning,
+    CacheImport, FileRange, FrontendResult, Gateway, Options, RefId, ResolveSource, Solve, SolveWhat,
+    SourceMeta, Stat, Warning,
 };
 use ops::source::image::Wanted;
-use ops::used::Material;
-use ops::{BuildValues, Kept, Output, Worker};
+use ops::{Behalf, BuildValues, Kept, Output, Worker};
 use parking_lot::Mutex;
+use proto::moby::buildkit::v1::sourcepolicy::Policy;
 use proto::pb;
 use refs::Ref;
 use solver::{Job, JobValues, Solved};
 use tokio::sync::watch;
 
-use crate::Error;
-use crate::builder::step;
+use crate::builder::{Deps, step};
 use crate::caches::{Import, Imports};
 use crate::containers::Containers;
 use crate::external::check_allowed;
 use crate::plan::Plan;
+use crate::policy::Policies;
 use crate::provenance::asked::{Asked, Call};
 use crate::provenance::producers::Producers;
+use crate::{Error, meta};
 
 /// Options of a frontend.
 type Opts = BTreeMap<String, String>;
@@ -52,6 +53,7 @@ struct Core {
     worker: Arc<Worker>,
     job: Job<Output>,
     values: Arc<BuildValues>,
+    policies: Arc<Policies>,
     sink: Sink,
     frontends: Frontends,
     plans: Mutex<HashMap<RefId, Arc<Plan>>>,
@@ -82,18 +84,19 @@ pub struct Frontends {
 
 impl Bridge {
     pub(crate) fn new(
-        worker: Arc<Worker>,
+        deps: &Deps,
         job: Job<Output>,
         values: Arc<BuildValues>,
+        policies: Arc<Policies>,
         sink: Sink,
-        frontends: Frontends,
         options: Options,
         asked: Arc<Asked>,
     ) -> Self {
+        let (worker, frontends) = (deps.worker.clone(), deps.frontends.clone());
         let scope = job.scope().clone();
         let imports = Imports::new(worker.clone(), values.session.clone(), sink.clone(), scope);
         let (plans, kept) = (Mutex::default(), Mutex::default());
-        let core = Core { imports, worker, job, values, sink, frontends, plans, kept };
+        let core = Core { imports, worker, job, values, policies, sink, frontends, plans, kept };
         let (options, inputs) = (Arc::new(options), Arc::new(asked.root().inputs.clone()));
         Self { core: Arc::new(core), run: Run::new(), options, inputs, asked }
     }
@@ -220,14 +223,22 @@ impl Bridge {
         Ok(plan.ok_or_else(|| Error::UnknownRef(id.to_string()))?)
     }
 
-    pub(crate) fn plan(
+    /// Checks `definition`; `policies` have a say in its sources beside those of
+    /// the build.
+    pub(crate) async fn plan(
         &self,
         definition: &pb::Definition,
         imports: Vec<Import>,
+        policies: &[Policy],
     ) -> Result<Option<RefId>, Failure> {
-        let Some(plan) = Plan::new(&self.core.worker, &self.core.values, definition, imports)? else {
+        if definition.def.is_empty() {
             return Ok(None);
-        };
+        }
+        let core = &self.core;
+        let graph = llb::Graph::load(definition)?;
+        let behalf = self.behalf(core.sink.vertex(Digest::of(base::id::fresh())));
+        let graph = core.policies.graph(policies, graph, &core.worker, &behalf).await?;
+        let plan = Plan::new(&core.worker, &core.values, definition, graph, imports)?;
         let id = RefId::new(base::id::fresh());
         self.core.plans.lock().insert(id.clone(), Arc::new(plan));
         self.asked.planned(id.clone(), definition);
@@ -273,14 +284,10 @@ impl Bridge {
         Ok(made)
     }
 
-    /// Shows `work` to people as a step of its own.
-    async fn step<T>(
-        &self,
-        name: String,
-        work: impl Future<Output = Result<T, Failure>>,
-    ) -> Result<T, Failure> {
-        let digest = Digest::of(base::id::fresh());
-        step(&self.core.sink, digest, name, self.core.job.scope().run(work)).await
+    /// What is looked up for this build, and shown to `progress`.
+    fn behalf(&self, progress: VertexSink) -> Behalf {
+        let builds = vec![self.core.values.clone()];
+        Behalf { builds, scope: self.core.job.scope().clone(), progress }
     }
 
     /// Reads from the tree behind `id`, which is mounted for that.
@@ -350,14 +357,13 @@ impl Gateway for Bridge {
     }
 
     async fn solve(&self, request: Solve) -> Result<FrontendResult, Failure> {
-        if !request.policies.is_empty() {
-            return Err(Error::Unsupported { what: "source policies" }.into());
-        }
         let begin = |import: &CacheImport| self.core.imports.begin(&import.kind, &import.attrs);
         let imports: Vec<Import> = request.cache_imports.iter().map(begin).collect();
         let result = match request.what {
             SolveWhat::Scratch => FrontendResult::default(),
-            SolveWhat::Definition(definition) => FrontendResult::single(self.plan(&definition, imports)?),
+            SolveWhat::Definition(definition) => {
+                FrontendResult::single(self.plan(&definition, imports, &request.policies).await?)
+            }
             SolveWhat::Frontend { name, opts, inputs } => {
                 // A frontend may run another, which may run another.
                 Box::pin(self.frontend(&name, opts, inputs)).await?
@@ -398,35 +404,21 @@ impl Gateway for Bridge {
         self.read(reference, path, crate::files::stat).await
     }
 
-    async fn resolve_source_meta(&self, request: ResolveSource) -> Result<SourceMeta, Failure> {
-        if !request.policies.is_empty() {
-            return Err(Error::Unsupported { what: "source policies" }.into());
+    async fn resolve_source_meta(&self, mut request: ResolveSource) -> Result<SourceMeta, Failure> {
+        let core = &self.core;
+        let name = meta::step_name(&request);
+        let digest = Digest::of(base::id::fresh());
+        let behalf = self.behalf(core.sink.vertex(digest.clone()));
+        let platform = request.platform.as_ref().map(crate::service::platform_to_wire);
+        let policies = std::mem::take(&mut request.policies);
+        core.policies.source(&policies, &mut request.source, platform, &core.worker, &behalf).await?;
+        let platform = request.platform.clone().unwrap_or_else(|| core.worker.platform());
+        let told = step(&core.sink, digest, name, meta::resolve(&core.worker, request, &behalf)).await?;
+        if let Some(image) = &told.image {
+            let wanted = Wanted::parse(&told.source, &platform)?;
+            self.asked.looked_up(wanted.material(image.digest.clone()));
         }
-        let mut source = request.source.clone();
-        if !request.resolve_mode.is_empty() {
-            source.attrs.insert(llb::attr::IMAGE_RESOLVE_MODE.to_owned(), request.resolve_mode);
-        }
-        let platform = request.platform.unwrap_or_else(|| self.core.worker.platform());
-        let wanted = Wanted::parse(&source, &platform)?;
-        let name = match request.log_name.as_str() {
-            "" => format!("resolve image config for {}", request.source.identifier),
-            name => name.to_owned(),
-        };
-        let images = &self.core.worker.images;
-        let sessions = [self.core.values.session.clone()];
-        let resolved = self.step(name, images.resolve(&wanted, &sessions)).await?;
-        self.asked.looked_up(Material::Image {
-            reference: wanted.reference().to_string(),
-            platform: Some(platform),
-            digest: resolved.root.digest.clone(),
-            local: false,
-        });
-        let image = ImageMeta {
-            digest: resolved.root.digest.clone(),
-            config: if request.image.no_config { Vec::new() } else { resolved.config.clone() },
-            attestation_chain: None,
-        };
-        Ok(SourceMeta { source: request.source, image: Some(image), ..SourceMeta::default() })
+        Ok(told)
     }
 
     async fn warn(&self, warning: Warning) -> Result<(), Failure> {

@@ -20,6 +20,7 @@ use crate::bridge::{self, Bridge, Frontends};
 use crate::caches;
 use crate::export_step::{Attest, Told, Work};
 use crate::history::Kept;
+use crate::policy::Policies;
 use crate::provenance::Run;
 use crate::provenance::asked::{Asked, Call};
 use crate::provenance::producers::Producers;
@@ -219,19 +220,13 @@ impl Builder {
         let request = built_in(request);
         let recorder = Recorder::default();
         let begun = self.begin(&request, &recorder);
-        let Begun { values, attest, exporters, caches, job } =
+        let Begun { values, policies, attest, exporters, caches, job } =
             begun.inspect_err(|_| self.stillborn(&request.id, &recorder))?;
         let options = self.options(&request);
         let (frontend, opts) = (request.frontend.clone(), request.attrs.clone());
-        let bridge = Bridge::new(
-            self.deps.worker.clone(),
-            job,
-            values.clone(),
-            recorder.sink(),
-            self.deps.frontends.clone(),
-            options,
-            Asked::client(Call { frontend, opts, inputs: request.inputs.clone() }, self.producers.clone()),
-        );
+        let call = Call { frontend, opts, inputs: request.inputs.clone() };
+        let asked = Asked::client(call, self.producers.clone());
+        let bridge = Bridge::new(&self.deps, job, values.clone(), policies, recorder.sink(), options, asked);
         let own_frontend = request.frontend.is_empty() && request.definition.is_none();
         let build =
             Build { recorder: recorder.clone(), bridge: own_frontend.then(|| bridge.clone()), running: true };
@@ -287,12 +282,13 @@ impl Builder {
     }
 
     fn begin(&self, request: &Request, recorder: &Recorder) -> Result<Begun, Failure> {
-        let values = Arc::new(self.check(request)?);
+        let (values, policies) = self.check(request)?;
+        let values = Arc::new(values);
         let attest = Attest::read(&request.attrs)?;
         let exporters = self.exporters(&request.exporters)?;
         let caches = caches::wanted(&request.cache_exports, &request.session)?;
         let job = self.deps.solver.job(&request.id, recorder.sink(), values.clone())?;
-        Ok(Begun { values, attest, exporters, caches, job })
+        Ok(Begun { values, policies, attest, exporters, caches, job })
     }
 
     /// Ends the progress of a build that never began, for clients that ask for
@@ -309,7 +305,7 @@ impl Builder {
     }
 
     /// What the request may do, if it may be done at all.
-    fn check(&self, request: &Request) -> Result<BuildValues, Failure> {
+    fn check(&self, request: &Request) -> Result<(BuildValues, Arc<Policies>), Failure> {
         if request.id.is_empty() {
             return Err(Error::NoRef.into());
         }
@@ -320,7 +316,14 @@ impl Builder {
                 return Err(Error::Entitlement(entitlement).into());
             }
         }
-        Ok(BuildValues { session: request.session.clone(), entitlements })
+        let policies = Arc::new(Policies::new(request.policy.as_ref(), &request.policy_session)?);
+        let values = BuildValues {
+            session: request.session.clone(),
+            entitlements,
+            policy: Some(policies.clone()),
+            ..BuildValues::default()
+        };
+        Ok((values, policies))
     }
 
     fn exporters(&self, specs: &[ExporterSpec]) -> Result<Vec<Box<dyn Exporter>>, Failure> {
@@ -410,6 +413,7 @@ impl Builder {
 /// The parts of a build.
 struct Begun {
     values: Arc<BuildValues>,
+    policies: Arc<Policies>,
     attest: Attest,
     exporters: Vec<Box<dyn Exporter>>,
     caches: remotecache::Exports,

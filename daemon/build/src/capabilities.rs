@@ -15,20 +15,11 @@ const MISSING: &[&str] = &[
     caps::CACHE_S3,
     caps::EXEC_META_NETWORK_PROXY,
     caps::EXEC_META_SECURITY_DEVICES_V1,
-    caps::SOURCE_IMAGEBLOB,
-    caps::SOURCE_OCILAYOUT,
-    caps::SOURCE_POLICY,
-    caps::SOURCE_POLICY_SESSION,
 ];
-
-/// The same, by how they begin.
-const MISSING_FAMILIES: &[&str] = &["source.git", "source.http", "soruce.http"];
 
 fn set(known: &'static [caps::Cap]) -> CapSet {
     let all = caps::announce(known).into_iter();
-    let there = all.filter(|c| {
-        !MISSING.contains(&c.id.as_str()) && !MISSING_FAMILIES.iter().any(|family| c.id.starts_with(family))
-    });
+    let there = all.filter(|c| !MISSING.contains(&c.id.as_str()));
     CapSet::announced(known, there.collect())
 }
 

@@ -41,8 +41,6 @@ pub enum Error {
     NoContainer(String),
     #[error("no such ref: {0}")]
     UnknownRef(String),
-    #[error("{what} are not supported by this daemon yet")]
-    Unsupported { what: &'static str },
     #[error("gateway return must be either result or err")]
     EmptyReturn,
     #[error("gateway result is already set")]
@@ -63,7 +61,7 @@ impl Classify for Error {
             | Self::MountRef { .. }
             | Self::ReturnRef(_)
             | Self::NoContainer(_) => Kind::NotFound,
-            Self::FrontendCap(_) | Self::Unsupported { .. } => Kind::Unimplemented,
+            Self::FrontendCap(_) => Kind::Unimplemented,
             Self::ContainerExists(_) => Kind::AlreadyExists,
             Self::SourceNotAllowed(_) => Kind::PermissionDenied,
             Self::FrontendGone | Self::Incomplete => Kind::Unknown,

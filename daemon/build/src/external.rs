@@ -99,7 +99,7 @@ pub(crate) async fn run(bridge: Bridge) -> Result<FrontendResult, Failure> {
     let image = FrontendImage::load(&bridge, &source).await?;
     image.check_caps(&bridge).await?;
 
-    let id = bridge.plan(&image.definition, Vec::new())?.ok_or(Error::EmptySource)?;
+    let id = bridge.plan(&image.definition, Vec::new(), &[]).await?.ok_or(Error::EmptySource)?;
     let solved = bridge.result(&id).await?;
     let worker = bridge.worker().clone();
     let new = NewRef { description: format!("frontend {source}"), ..NewRef::default() };

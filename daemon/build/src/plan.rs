@@ -23,22 +23,19 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// Checks `definition`. `None` for an empty one: scratch.
+    /// Plans `llb`, which is `definition` after its sources were looked at.
     pub(crate) fn new(
         worker: &Arc<Worker>,
         values: &BuildValues,
         definition: &pb::Definition,
+        llb: llb::Graph,
         imports: Vec<Import>,
-    ) -> Result<Option<Self>, Failure> {
-        if definition.def.is_empty() {
-            return Ok(None);
-        }
-        let llb = llb::Graph::load(definition)?;
+    ) -> Result<Self, Failure> {
         let graph = ops::graph(worker, &llb, &values.entitlements).map_err(|e| locate(&llb, e))?;
         let result = llb.result();
         let vertex = llb.vertex(result).ok_or_else(|| Failure::invalid("invalid LLB: no result"))?;
         let edge = Edge::new(vertex.digest.clone(), result.output);
-        Ok(Some(Self {
+        Ok(Self {
             definition: Arc::new(definition.clone()),
             llb,
             graph,
@@ -46,7 +43,7 @@ impl Plan {
             worker: worker.clone(),
             imports,
             solved: OnceCell::new(),
-        }))
+        })
     }
 
     /// Builds it, unless that was done, well or not. An error tells which

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use proto::moby::buildkit::v1::sourcepolicy::Policy;
 use proto::pb;
 
 use crate::traces::SpanContext;
@@ -34,6 +35,10 @@ pub struct Request {
     pub cache_imports: Vec<CacheEntry>,
     /// What the client allows the build to do beyond the sandbox.
     pub entitlements: Vec<String>,
+    /// What the client says about sources.
+    pub policy: Option<Policy>,
+    /// The session of a client that is asked about sources; empty when none is.
+    pub policy_session: String,
     /// Not shown in the history.
     pub internal: bool,
 }

@@ -9,6 +9,8 @@ use anyhow::{Context as _, Result};
 use base::task::Scope;
 use base::{Failure, Kind, Platform};
 use build::{Builder, History, Traces, WorkerInfo};
+use ops::source::git::Repositories;
+use ops::source::http::Http;
 use ops::source::image::Images;
 use ops::{CacheMounts, Contents, Results, Worker};
 use refs::{PrunePolicy, Refs};
@@ -93,6 +95,8 @@ pub(crate) async fn daemon(settings: &Settings, scope: &Scope) -> Result<Daemon>
         refs: refs.clone(),
         executor,
         sessions: sessions.clone(),
+        git: Repositories::default(),
+        http: Http::new(images.registries().clone()),
         images: images.clone(),
         platforms,
         parallelism: settings.parallelism.map(|n| Arc::new(Semaphore::new(n))),

@@ -303,7 +303,8 @@ fn registries(
     concurrency: Option<usize>,
 ) -> Result<registry::Config> {
     let mut config = registry::Config {
-        user_agent: format!("buildkit-cni/{}", env!("CARGO_PKG_VERSION")),
+        // As servers know the reference, and then who it is.
+        user_agent: format!("buildkit/v0.32 buildkit-cni/{}", env!("CARGO_PKG_VERSION")),
         ..registry::Config::default()
     };
     if let Some(concurrency) = concurrency {

@@ -12,9 +12,6 @@ pub(crate) fn request(r: wire::SolveRequest) -> Result<Request, Failure> {
     let unsupported = |what: &str| {
         Err(Failure::new(base::Kind::Unimplemented, format!("{what} is not supported by this daemon yet")))
     };
-    if r.source_policy.is_some() || !r.source_policy_session.is_empty() {
-        return unsupported("a source policy");
-    }
     if r.proxy_network {
         return unsupported("the proxy network");
     }
@@ -31,7 +28,9 @@ pub(crate) fn request(r: wire::SolveRequest) -> Result<Request, Failure> {
     if exporters.is_empty() && !r.exporter_deprecated.is_empty() {
         exporters.push(ExporterSpec { kind: r.exporter_deprecated, attrs: r.exporter_attrs_deprecated });
     }
-    if let Some(epoch) = r.frontend_attrs.get("build-arg:SOURCE_DATE_EPOCH") {
+    // Other values, such as `context`, mean something to frontends only.
+    let is_time = |epoch: &&String| epoch.is_empty() || base::gotext::parse_int(epoch, 64).is_ok();
+    if let Some(epoch) = r.frontend_attrs.get("build-arg:SOURCE_DATE_EPOCH").filter(is_time) {
         for exporter in &mut exporters {
             exporter.attrs.entry("source-date-epoch".to_owned()).or_insert_with(|| epoch.clone());
         }
@@ -51,6 +50,8 @@ pub(crate) fn request(r: wire::SolveRequest) -> Result<Request, Failure> {
         cache_exports,
         cache_imports,
         entitlements: r.entitlements,
+        policy: r.source_policy,
+        policy_session: r.source_policy_session,
         internal: r.internal,
     })
 }

@@ -9,6 +9,7 @@ pub mod build;
 pub mod cachekey;
 pub mod caps;
 pub mod dump;
+pub mod giturl;
 pub mod graph;
 
 mod error;

@@ -14,6 +14,26 @@ pub enum Error {
     Attribute { identifier: String, key: String, value: String, reason: String },
     #[error("image digest {digest} for {reference} does not match expected checksum {expected}")]
     Checksum { digest: base::Digest, reference: String, expected: String },
+    #[error("{url}: {reason}")]
+    Url { url: String, reason: String },
+    #[error("{url}: invalid response status {status}")]
+    Status { url: String, status: u16 },
+    #[error("digest mismatch for {url}: {actual} (expected: {expected})")]
+    DigestMismatch { url: String, actual: base::Digest, expected: base::Digest },
+    #[error("http checksum request suffix exceeds max size {limit}")]
+    Suffix { limit: usize },
+    #[error("{url} is larger than {limit} bytes, too large to check its signature")]
+    Signed { url: String, limit: u64 },
+    #[error("blob {identifier}: {reason}")]
+    Blob { identifier: String, reason: String },
+    #[error("git {remote}: {reason}")]
+    Git { remote: String, reason: String },
+    #[error("invalid git ref {reference}")]
+    GitReference { reference: String },
+    #[error("invalid subdir {subdir}: {reason}")]
+    Subdir { subdir: String, reason: String },
+    #[error("git bundle {locator}: {reason}")]
+    Bundle { locator: String, reason: String },
     #[error("layer limit {limit} is greater than the number of layers in the image {layers}")]
     LayerLimit { limit: usize, layers: usize },
     #[error("image config of {reference}: {reason}")]
@@ -47,7 +67,10 @@ impl Classify for Error {
         match self {
             Self::NoSession => Kind::FailedPrecondition,
             Self::Secret { .. } | Self::Place(_) => Kind::NotFound,
-            Self::Checksum { .. } => Kind::FailedPrecondition,
+            Self::Status { status: 404 | 410, .. } => Kind::NotFound,
+            Self::Status { status: 401 | 403, .. } => Kind::PermissionDenied,
+            Self::Status { .. } => Kind::Unavailable,
+            Self::Checksum { .. } | Self::DigestMismatch { .. } => Kind::FailedPrecondition,
             Self::Entitlement(_) | Self::Devices(_) => Kind::PermissionDenied,
             Self::Unsupported { .. } => Kind::Unimplemented,
             Self::ImageConfig { .. } | Self::Content { .. } => Kind::Unknown,

@@ -30,7 +30,7 @@ pub use graph::graph;
 pub use kept::Kept;
 pub use logs::LogLimits;
 pub use results::Results;
-pub use worker::{BuildValues, Entitlement, Entitlements, Worker};
+pub use worker::{Behalf, BuildValues, Entitlement, Entitlements, SourcePolicy, Worker};
 
 /// One result of an operation: a tree, or nothing at all (scratch).
 pub type Output = Option<refs::Ref>;

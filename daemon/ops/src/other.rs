@@ -11,7 +11,7 @@ use solver::{CacheMap, Edge, Operation};
 use sys::path::Root;
 
 use crate::keyed::Keyed;
-use crate::{BuildValues, Cx, Entitlements, Error, Output, Worker};
+use crate::{Behalf, Cx, Entitlements, Error, Output, Worker};
 
 /// Trees laid over each other.
 pub(crate) struct MergeOp {
@@ -171,11 +171,15 @@ impl Operation<Output> for BuildOp {
         .await?;
         let definition = pb::Definition::decode(&bytes[..])
             .map_err(|e| Failure::invalid(format!("failed to parse LLB definition {name}: {e}")))?;
-        let nested = llb::Graph::load(&definition)?;
+        let mut nested = llb::Graph::load(&definition)?;
+        let behalf = Behalf::of(cx);
+        for policy in behalf.builds.iter().filter_map(|build| build.policy.as_ref()) {
+            nested = policy.apply(nested, &self.worker, &behalf).await?;
+        }
         let result = nested.result();
         let vertex = nested.vertex(result).ok_or_else(missing)?.digest.clone();
         let mut entitlements = Entitlements::default();
-        cx.values::<BuildValues>().iter().for_each(|build| entitlements.join(&build.entitlements));
+        behalf.builds.iter().for_each(|build| entitlements.join(&build.entitlements));
         let graph = crate::graph(&self.worker, &nested, &entitlements)?;
         Ok(vec![cx.build(graph, Edge::new(vertex, result.output)).await?.result])
     }

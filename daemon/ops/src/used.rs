@@ -14,9 +14,11 @@ use solver::Operation;
 use crate::Output;
 use crate::exec::ExecOp;
 use crate::other::BuildOp;
+use crate::source::blob::BlobFile;
+use crate::source::git::GitSource;
+use crate::source::http::HttpSource;
 use crate::source::image::ImageSource;
 use crate::source::local::LocalSource;
-use crate::source::upload::UploadSource;
 
 /// What one operation used.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -95,14 +97,22 @@ pub fn used(operation: &dyn Operation<Output>) -> Used {
     if let Some(exec) = operation.downcast_ref::<ExecOp>() {
         return exec.used();
     }
+    if let Some(git) = operation.downcast_ref::<GitSource>() {
+        return git.used();
+    }
+    if let Some(http) = operation.downcast_ref::<HttpSource>() {
+        return http.used();
+    }
     let material = if let Some(image) = operation.downcast_ref::<ImageSource>() {
         image.material()
+    } else if let Some(blob) = operation.downcast_ref::<BlobFile>() {
+        Some(blob.material())
     } else {
         operation.downcast_ref::<LocalSource>().map(LocalSource::material)
     };
     Used {
         materials: material.into_iter().collect(),
-        incomplete: operation.is::<BuildOp>() || operation.is::<UploadSource>(),
+        incomplete: operation.is::<BuildOp>(),
         ..Used::default()
     }
 }

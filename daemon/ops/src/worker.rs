@@ -6,6 +6,9 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use async_trait::async_trait;
+use base::progress::VertexSink;
+use base::task::Scope;
 use base::{Failure, Kind, Platform};
 use proto::pb;
 use refs::Refs;
@@ -15,6 +18,9 @@ use tokio::sync::Semaphore;
 use crate::cachemount::CacheMounts;
 use crate::content::Contents;
 use crate::logs::LogLimits;
+use crate::source::Resolved;
+use crate::source::git::Repositories;
+use crate::source::http::Http;
 use crate::source::image::Images;
 use crate::{Cx, Error};
 
@@ -28,6 +34,10 @@ pub struct Worker {
     pub sessions: Sessions,
     /// Images in registries and layouts.
     pub images: Arc<Images>,
+    /// Files by URL.
+    pub http: Http,
+    /// Repositories that are worked on.
+    pub git: Repositories,
     /// What this machine builds for, natively or emulated; the first is the default.
     pub platforms: Vec<Platform>,
     /// Permits for processes that run at once; `None` is no limit.
@@ -64,26 +74,71 @@ impl Worker {
     where
         F: Future<Output = Result<T, Failure>>,
     {
-        let ids = sessions(cx);
+        self.ask(&sessions(cx), ask).await
+    }
+
+    /// Asks each of the sessions `ids` in turn, until one answers.
+    pub(crate) async fn ask<T, F>(&self, ids: &[String], ask: impl FnMut(Caller) -> F) -> Result<T, Failure>
+    where
+        F: Future<Output = Result<T, Failure>>,
+    {
         if ids.is_empty() {
             return Err(Error::NoSession.into());
         }
-        self.sessions.any(&ids, ask).await
+        self.sessions.any(ids, ask).await
     }
 }
 
 /// The sessions of the builds that want this.
 pub(crate) fn sessions(cx: &Cx) -> Vec<String> {
-    cx.values::<BuildValues>().iter().map(|b| b.session.clone()).filter(|s| !s.is_empty()).collect()
+    Behalf::of(cx).sessions()
+}
+
+/// On whose behalf a source is looked up, and to whom that is shown.
+#[derive(Clone)]
+pub struct Behalf {
+    /// The builds that want it.
+    pub builds: Vec<Arc<BuildValues>>,
+    /// As long as it is wanted.
+    pub scope: Scope,
+    /// Who is told how far it got.
+    pub progress: VertexSink,
+}
+
+impl Behalf {
+    /// Of the builds that want an operation.
+    pub(crate) fn of(cx: &Cx) -> Self {
+        Self { builds: cx.values(), scope: cx.scope.clone(), progress: cx.progress.clone() }
+    }
+
+    /// The builds' sessions.
+    pub fn sessions(&self) -> Vec<String> {
+        self.builds.iter().map(|b| b.session.clone()).filter(|s| !s.is_empty()).collect()
+    }
+}
+
+/// Has a say in which sources a build may use, and may put others in their place.
+#[async_trait]
+pub trait SourcePolicy: Send + Sync {
+    /// Looks at every source of `graph`.
+    ///
+    /// # Errors
+    /// When one of them is denied.
+    async fn apply(&self, graph: llb::Graph, worker: &Worker, behalf: &Behalf)
+    -> Result<llb::Graph, Failure>;
 }
 
 /// What a build brings along, attached to its job in the solver.
-#[derive(Debug, Clone, Default)]
+#[derive(Clone, Default)]
 pub struct BuildValues {
     /// The client's session; empty when there is none.
     pub session: String,
     /// What it may do beyond the sandbox.
     pub entitlements: Entitlements,
+    /// What sources turned out to be.
+    pub resolved: Arc<Resolved>,
+    /// Asked about the sources of definitions that turn up within the build.
+    pub policy: Option<Arc<dyn SourcePolicy>>,
 }
 
 /// What a build may do beyond the sandbox.

@@ -162,7 +162,7 @@ fn split_mirror(mirror: &str) -> (String, String) {
 }
 
 /// This machine itself, by name or address.
-fn is_local(authority: &str) -> bool {
+pub(crate) fn is_local(authority: &str) -> bool {
     let host = match authority.strip_prefix('[') {
         Some(rest) => rest.split(']').next().unwrap_or_default(),
         None if authority == "::1" => authority,

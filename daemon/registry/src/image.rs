@@ -6,6 +6,8 @@ use base::descriptor::media;
 use base::gojson::nullable;
 use base::{Descriptor, Digest, Platform};
 use bytes::Bytes;
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
 use serde::Deserialize;
 
 use crate::Repository;
@@ -153,39 +155,56 @@ struct ConfigPlatform {
     platform: Platform,
 }
 
+/// The image behind `root` for `platform`: manifest and config, as `fetch` brings
+/// and verifies them. An image that is not in an index is taken whatever it is for.
+/// `about` says which document a problem is about.
+///
+/// # Errors
+/// [`Problem::Platform`] when the index has nothing that suits, and everything
+/// `fetch` returns.
+pub async fn find<'a, E>(
+    root: &Descriptor,
+    platform: &Platform,
+    fetch: &(dyn Fn(Descriptor) -> BoxFuture<'a, Result<Bytes, E>> + Sync),
+    about: &(dyn Fn(&Digest, Problem) -> E + Sync),
+) -> Result<Image, E> {
+    let nothing_for = |desc: &Descriptor| {
+        let (digest, platform) = (desc.digest.clone(), platform.to_string());
+        about(&root.digest, Problem::Platform { digest, platform })
+    };
+    let mut desc = root.clone();
+    for _ in 0..MAX_DEPTH {
+        let bytes = fetch(desc.clone()).await?;
+        let manifest = match Document::parse(&desc, &bytes).map_err(|p| about(&desc.digest, p))? {
+            Document::Image(manifest) => manifest,
+            Document::Index(index) => {
+                let best = select(&index.manifests, platform).first().map(|d| (*d).clone());
+                desc = best.ok_or_else(|| nothing_for(&desc))?;
+                continue;
+            }
+        };
+        let config = fetch(manifest.config.clone()).await?;
+        if desc.digest != root.digest && desc.platform.is_none() && !config_suits(&config, platform) {
+            return Err(nothing_for(root));
+        }
+        return Ok(Image { desc, bytes, manifest: *manifest, config });
+    }
+    let reason = "too many indexes within indexes".to_owned();
+    Err(about(&root.digest, Problem::Manifest { digest: root.digest.clone(), reason }))
+}
+
 impl Repository {
-    /// The image behind `root` for `platform`: manifest and config, verified.
-    /// An image that is not in an index is taken whatever it is for.
+    /// The image behind `root` for `platform`, as [`find`] finds it.
     ///
     /// # Errors
-    /// [`Problem::Platform`] when the index has nothing that suits, and
-    /// everything [`Repository::fetch`] returns.
+    /// Those of [`find`] and [`Repository::fetch`].
     pub async fn image(&self, root: &Descriptor, platform: &Platform) -> Result<Image> {
-        let mut desc = root.clone();
-        for _ in 0..MAX_DEPTH {
-            let bytes = self.fetch(&desc).await?;
-            let document = Document::parse(&desc, &bytes).map_err(|p| self.about(&desc.digest, Some(p)))?;
-            let manifest = match document {
-                Document::Image(manifest) => manifest,
-                Document::Index(index) => {
-                    let best = select(&index.manifests, platform).first().map(|d| (*d).clone());
-                    desc = best.ok_or_else(|| self.nothing_for(&desc, platform))?;
-                    continue;
-                }
-            };
-            let config = self.fetch(&manifest.config).await?;
-            if desc.digest != root.digest && desc.platform.is_none() && !config_suits(&config, platform) {
-                return Err(self.nothing_for(root, platform));
-            }
-            return Ok(Image { desc, bytes, manifest: *manifest, config });
-        }
-        let reason = "too many indexes within indexes".to_owned();
-        Err(self.about(&root.digest, Some(Problem::Manifest { digest: root.digest.clone(), reason })))
-    }
-
-    fn nothing_for(&self, desc: &Descriptor, platform: &Platform) -> crate::Error {
-        let (digest, platform) = (desc.digest.clone(), platform.to_string());
-        Problem::Platform { digest, platform }.of(self.reference())
+        let fetch = |desc: Descriptor| async move { self.fetch(&desc).await }.boxed();
+        let about = |digest: &Digest, problem| match problem {
+            Problem::Platform { .. } => problem.of(self.reference()),
+            problem => self.about(digest, Some(problem)),
+        };
+        find(root, platform, &fetch, &about).await
     }
 }
 

@@ -11,6 +11,7 @@
 mod auth;
 mod challenge;
 pub mod config;
+mod download;
 mod error;
 mod fetch;
 mod host;
@@ -31,6 +32,7 @@ use parking_lot::Mutex;
 pub use auth::{Access, Anonymous, Credentials, Login, Token, TokenRequest};
 pub use base::reference::{ParseError, Reference};
 pub use config::{Config, HostConfig, KeyPair, Retry};
+pub use download::Downloads;
 pub use error::{Error, Problem, Result};
 pub use fetch::{BlobReader, MAX_CONFIG, MAX_MANIFEST};
 pub use image::{Document, Image, Index, Manifest, select};

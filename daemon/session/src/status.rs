@@ -12,12 +12,14 @@ use base::failure::{Position, Range, SourceExcerpt, Subject};
 use base::{Detail, Digest, Failure, Kind};
 use prost::Message;
 use proto::google::rpc;
+use proto::moby::buildkit::v1::sourcepolicy::{PolicyAction, policysession as policy};
 use proto::{errdefs, gateway, pb};
 use tonic::Code;
 
 use crate::json;
 
 const PREFIX: &str = "github.com/moby/buildkit/";
+const DECISION: &str = "moby.buildkit.v1.sourcepolicy.policysession.DecisionResponse";
 const HINT: &str = "github.com/buildkit-cni/errdefs.Hint+json";
 
 /// More source text than this is not worth an error's while; the whole status
@@ -146,6 +148,16 @@ fn encode(detail: &Detail) -> Option<prost_types::Any> {
             go("errdefs.Frontend", &errdefs::Frontend { name: name.clone(), source: source.clone() })
         }
         Detail::FrontendCap(name) => go("errdefs.FrontendCap", &errdefs::FrontendCap { name: name.clone() }),
+        Detail::Denied(messages) => {
+            let messages = messages.iter().map(|m| policy::DenyMessage { message: m.clone() });
+            let message = policy::DecisionResponse {
+                action: PolicyAction::Deny.into(),
+                deny_messages: messages.collect(),
+                update: None,
+            };
+            let value = json::encode_go(DECISION, &message);
+            any("policysession.DecisionResponse", value)
+        }
         Detail::Subrequest(name) => go("errdefs.Subrequest", &errdefs::Subrequest { name: name.clone() }),
         Detail::Solve { inputs, mounts, op, subject, description } => {
             let message = errdefs::Solve {
@@ -192,6 +204,10 @@ fn decode(any: &prost_types::Any) -> Option<Detail> {
         "errdefs.Subrequest" => {
             let request: errdefs::Subrequest = json::decode(name, value)?;
             Some(Detail::Subrequest(request.name))
+        }
+        "policysession.DecisionResponse" => {
+            let decision: policy::DecisionResponse = json::decode(DECISION, value)?;
+            Some(Detail::Denied(decision.deny_messages.into_iter().map(|m| m.message).collect()))
         }
         "errdefs.Solve" => {
             let solve: errdefs::Solve = json::decode(name, value)?;
@@ -315,6 +331,7 @@ mod tests {
             .with(Detail::Frontend { name: "dockerfile.v0".into(), source: "x".into() })
             .with(Detail::FrontendCap("cap".into()))
             .with(Detail::Subrequest("frontend.outline".into()))
+            .with(Detail::Denied(vec!["because".into()]))
             .hinted("look elsewhere");
         let back = from_status(&to_status(&failure));
         assert_eq!(back.kind(), Kind::NotFound);

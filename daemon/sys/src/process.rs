@@ -3,7 +3,9 @@
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::process::CommandExt as _;
 use std::path::Path;
+use std::process::Command;
 
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, Signal};
@@ -54,6 +56,18 @@ fn parent_of(pid: Pid) -> Option<i32> {
     let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
     // `pid (name) state ppid …`; a name may hold blanks and parentheses.
     stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(1)?.parse().ok()
+}
+
+/// Makes `command` start with the file mode creation mask `mask` instead of ours.
+pub fn set_umask(command: &mut Command, mask: u32) {
+    let mask = rustix::fs::Mode::from_raw_mode(mask);
+    let set = move || {
+        rustix::process::umask(mask);
+        Ok(())
+    };
+    // SAFETY: between fork and exec only the one system call is made, which neither
+    // allocates nor takes locks.
+    unsafe { command.pre_exec(set) };
 }
 
 /// The number of a loop device that is not in use, which the kernel creates if need be.

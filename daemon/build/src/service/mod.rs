@@ -17,6 +17,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::{Bridge, Error, files};
 
+pub(crate) use wire::{meta_to_wire, resolve_request};
 pub use wire::{platform_to_wire, timestamp};
 
 /// Answers for one frontend of one build.

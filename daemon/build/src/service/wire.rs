@@ -161,15 +161,16 @@ pub(super) fn solve_request(r: wire::SolveRequest) -> Solve {
     Solve { what, cache_imports: imports.collect(), policies: r.source_policies, evaluate: r.evaluate }
 }
 
-pub(super) fn resolve_request(r: wire::ResolveSourceMetaRequest) -> Result<ResolveSource, Failure> {
+pub(crate) fn resolve_request(r: wire::ResolveSourceMetaRequest) -> Result<ResolveSource, Failure> {
     let image = r.image.unwrap_or_default();
     let checksum = match r.http.and_then(|h| h.checksum_request) {
         None => None,
         Some(c) => Some(ChecksumQuery {
-            algorithm: match c.algo() {
-                wire::checksum_request::ChecksumAlgo::Sha256 => ChecksumAlgorithm::Sha256,
-                wire::checksum_request::ChecksumAlgo::Sha384 => ChecksumAlgorithm::Sha384,
-                wire::checksum_request::ChecksumAlgo::Sha512 => ChecksumAlgorithm::Sha512,
+            algorithm: match wire::checksum_request::ChecksumAlgo::try_from(c.algo) {
+                Ok(wire::checksum_request::ChecksumAlgo::Sha256) => ChecksumAlgorithm::Sha256,
+                Ok(wire::checksum_request::ChecksumAlgo::Sha384) => ChecksumAlgorithm::Sha384,
+                Ok(wire::checksum_request::ChecksumAlgo::Sha512) => ChecksumAlgorithm::Sha512,
+                Err(_) => return Err(Failure::invalid(format!("unsupported checksum algorithm {}", c.algo))),
             },
             suffix: c.suffix,
         }),
@@ -190,7 +191,7 @@ pub(super) fn resolve_request(r: wire::ResolveSourceMetaRequest) -> Result<Resol
     })
 }
 
-pub(super) fn meta_to_wire(meta: SourceMeta) -> wire::ResolveSourceMetaResponse {
+pub(crate) fn meta_to_wire(meta: SourceMeta) -> wire::ResolveSourceMetaResponse {
     wire::ResolveSourceMetaResponse {
         source: Some(meta.source),
         image: meta.image.map(|image| wire::ResolveSourceImageResponse {

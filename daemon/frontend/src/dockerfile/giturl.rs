@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 
 use base::gopath;
 use base::gotext::{parse_bool, quote};
-use base::gourl::{Url, parse_query};
+use base::gourl::Url;
+use llb::giturl::Remote;
 
 /// A repository, and what of it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -56,15 +57,6 @@ pub enum Problem {
     Mtime(String),
 }
 
-/// A remote, its fragment and its query taken off.
-struct Remote {
-    url: String,
-    scheme: String,
-    path: String,
-    query: BTreeMap<String, Vec<String>>,
-    fragment: String,
-}
-
 impl GitRef {
     /// Reads a reference. `None` when the text is none: an `http` address has
     /// to end in `.git`.
@@ -76,7 +68,8 @@ impl GitRef {
             return Ok(None);
         }
         let like_a_path = text.starts_with("github.com/");
-        let remote = if like_a_path { Remote::of_path(text) } else { Remote::parse(text) };
+        let remote =
+            if like_a_path { Url::parse(text).ok().map(Remote::from) } else { Remote::parse(text).ok() };
         let Some(remote) = remote else { return Ok(None) };
         let web = matches!(remote.scheme.as_str(), "http" | "https");
         if web && !like_a_path && !remote.path.ends_with(".git") {
@@ -161,57 +154,7 @@ fn inside(path: &str) -> String {
 /// The remote of an address that git could use, whether or not a Dockerfile
 /// takes it for a repository.
 pub fn remote(text: &str) -> Option<String> {
-    Remote::parse(text).map(|remote| remote.url)
-}
-
-impl Remote {
-    fn of_path(text: &str) -> Option<Self> {
-        Some(Self::of_url(&Url::parse(text).ok()?))
-    }
-
-    fn of_url(url: &Url) -> Self {
-        Self {
-            url: url.bare().to_string(),
-            scheme: url.scheme.clone(),
-            path: url.path.clone(),
-            query: url.query_values(),
-            fragment: url.fragment.clone(),
-        }
-    }
-
-    fn parse(text: &str) -> Option<Self> {
-        if let Some((scheme, _)) = text.split_once("://")
-            && !scheme.is_empty()
-            && scheme.bytes().all(|b| b.is_ascii_alphanumeric())
-        {
-            let known = ["http", "https", "ssh", "git"].iter().any(|s| scheme.eq_ignore_ascii_case(s));
-            return if known { Some(Self::of_url(&Url::parse(text).ok()?)) } else { None };
-        }
-        Self::scp(text)
-    }
-
-    /// `user@host:path?query#fragment`.
-    fn scp(text: &str) -> Option<Self> {
-        let (user, rest) = text.split_once('@')?;
-        let (host, rest) = rest.split_once(':')?;
-        let word = |text: &str, more: &[u8]| {
-            !text.is_empty()
-                && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || more.contains(&b))
-        };
-        if !word(user, b"_") || !word(host, b".") || rest.contains('\n') {
-            return None;
-        }
-        let (rest, fragment) = rest.split_once('#').unwrap_or((rest, ""));
-        let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
-        let (query, complete) = parse_query(query);
-        complete.then(|| Self {
-            url: format!("{user}@{host}:{path}"),
-            scheme: "ssh".to_owned(),
-            path: path.to_owned(),
-            query,
-            fragment: fragment.to_owned(),
-        })
-    }
+    Remote::parse(text).ok().map(|remote| remote.url)
 }
 
 #[cfg(test)]

@@ -7,7 +7,6 @@
 mod definition;
 mod exec;
 mod file;
-mod giturl;
 mod marshal;
 mod node;
 mod source;

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use base::{Digest, gojson, gopath};
 
-use super::giturl::{Problem, Remote};
 use super::node::{Node, NodeKind, Options, Output};
 use super::state::State;
+use crate::giturl::{Problem, Remote};
 use crate::{Error, attr, caps};
 use base::reference::Reference;
 
@@ -345,7 +345,7 @@ impl Git {
                 value => put(true, key, value, Some(caps::SOURCE_GIT_HTTPAUTH)),
             }
         }
-        if remote.is_ok_and(|r| r.ssh) {
+        if remote.is_ok_and(|r| r.is_ssh()) {
             let hosts = &self.known_ssh_hosts;
             put(!hosts.is_empty(), attr::GIT_KNOWN_SSH_HOSTS, hosts, None);
             let sock = if self.mount_ssh_sock.is_empty() { "default" } else { &self.mount_ssh_sock };

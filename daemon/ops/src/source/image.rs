@@ -1,15 +1,18 @@
-//! `docker-image://`: images in registries.
+//! `docker-image://` and `oci-layout://`: images in registries, and in layouts
+//! that a client serves.
 //!
 //! An image is keyed twice: by its manifest, and by the chain of its layers, so
 //! that two manifests of the same layers find the same result. Layers stay
 //! where they are until somebody needs their files.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use base::once::Flight;
 use base::{Descriptor, Digest, Failure, Platform, Timestamp, gojson};
+use futures_util::FutureExt as _;
 use parking_lot::Mutex;
 use proto::pb;
 use refs::{BlobSource, Bytes, Layer, RecordType, Ref};
@@ -21,11 +24,13 @@ use store::{Read as _, Store, Table};
 
 use super::Attrs;
 use super::credentials::SessionCredentials;
+use super::layout::{Layout, LayoutBlobs};
 use crate::used::Material;
 use crate::worker::sessions;
 use crate::{Cx, Error, Output, Worker};
 
 const SCHEME: &str = "docker-image://";
+const LAYOUT_SCHEME: &str = "oci-layout://";
 /// Where a result says which image it was pulled as.
 const ORIGIN: &str = "image.origin";
 /// What is known of images by manifest, repository and platform.
@@ -70,10 +75,50 @@ mod text {
     }
 }
 
+/// Where an image is.
+#[derive(Debug, Clone)]
+enum Place {
+    Registry(Reference),
+    /// In a layout only the digest counts; the name is for people.
+    Layout {
+        layout: Layout,
+        name: String,
+        digest: Digest,
+    },
+}
+
+impl Place {
+    /// The digest of what is meant, if the place says.
+    fn digest(&self) -> Option<&Digest> {
+        match self {
+            Self::Registry(reference) => reference.digest(),
+            Self::Layout { digest, .. } => Some(digest),
+        }
+    }
+
+    /// What is noted of a result, so that its layers can be had in a later build.
+    /// Sessions end with their build, so that only the store's name is kept.
+    fn origin(&self) -> String {
+        match self {
+            Self::Registry(reference) => reference.to_string(),
+            Self::Layout { layout, .. } => format!("{LAYOUT_SCHEME}{}", layout.store()),
+        }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Registry(reference) => reference.fmt(f),
+            Self::Layout { name, .. } => f.write_str(name),
+        }
+    }
+}
+
 /// Which image is wanted.
 #[derive(Debug, Clone)]
 pub struct Wanted {
-    reference: Reference,
+    place: Place,
     platform: Platform,
     checksum: Option<String>,
 }
@@ -84,29 +129,37 @@ impl Wanted {
     /// # Errors
     /// When it names no image.
     pub fn parse(op: &pb::SourceOp, platform: &Platform) -> Result<Self, Failure> {
-        let Some(name) = op.identifier.strip_prefix(SCHEME) else {
-            return Err(match op.identifier.split_once("://") {
-                Some((scheme, _)) => Error::Unsupported { what: format!("the source {scheme}://") },
-                None => Error::UnknownScheme { identifier: op.identifier.clone() },
-            }
-            .into());
-        };
         let attrs = Attrs::new(op);
+        let place = if let Some(name) = op.identifier.strip_prefix(SCHEME) {
+            Place::Registry(registry::parse(name)?.tag_name_only())
+        } else if let Some(name) = op.identifier.strip_prefix(LAYOUT_SCHEME) {
+            let no_digest = || Failure::invalid(format!("reference {name:?} must have digest"));
+            let (_, digest) = name.rsplit_once('@').ok_or_else(no_digest)?;
+            let digest = digest.parse::<Digest>().map_err(|e| Failure::invalid(e.to_string()))?;
+            Place::Layout { layout: Layout::parse(&attrs)?, name: name.to_owned(), digest }
+        } else {
+            return Err(Error::UnknownScheme { identifier: op.identifier.clone() }.into());
+        };
         attrs.parse(llb::attr::IMAGE_RESOLVE_MODE, |mode| match mode {
             // There is no store of images beside the registries, so all modes are one.
             "" | "default" | "pull" | "local" => Ok(()),
             _ => Err("unknown resolve mode".to_owned()),
         })?;
         Ok(Self {
-            reference: registry::parse(name)?.tag_name_only(),
+            place,
             platform: platform.clone(),
             checksum: attrs.get(llb::attr::IMAGE_CHECKSUM).filter(|c| !c.is_empty()).map(str::to_owned),
         })
     }
 
-    /// Its name.
-    pub fn reference(&self) -> &Reference {
-        &self.reference
+    /// What provenance tells of it, when its name stands for `digest`.
+    pub fn material(&self, digest: Digest) -> Material {
+        Material::Image {
+            reference: self.place.to_string(),
+            platform: Some(self.platform.clone()),
+            digest,
+            local: matches!(self.place, Place::Layout { .. }),
+        }
     }
 }
 
@@ -141,24 +194,32 @@ impl Images {
     /// # Errors
     /// Those of the registry.
     pub async fn resolve(&self, wanted: &Wanted, sessions: &[String]) -> Result<Arc<Image>, Failure> {
-        if let Some(digest) = wanted.reference.digest()
+        if let Some(digest) = wanted.place.digest()
             && let Some(image) = self.recall(digest, wanted)?
         {
             return check(image, wanted);
         }
-        let key = format!("{} {} {}", wanted.reference, wanted.platform.format_all(), sessions.join(" "));
+        let key = format!("{:?} {} {}", wanted.place, wanted.platform.format_all(), sessions.join(" "));
         let image = self.resolving.run(key, || self.ask(wanted, sessions)).await?;
         check(image, wanted)
     }
 
     async fn ask(&self, wanted: &Wanted, sessions: &[String]) -> Result<Arc<Image>, Failure> {
-        let access = self.access(sessions);
-        let repository = self.registries.repository(&wanted.reference, &access).await?;
-        let root = repository.resolve().await?;
-        if let Some(image) = self.recall(&root.digest, wanted)? {
-            return Ok(image);
-        }
-        let found = repository.image(&root, &wanted.platform).await?;
+        let (root, found) = match &wanted.place {
+            Place::Registry(reference) => {
+                let access = self.access(sessions);
+                let repository = self.registries.repository(reference, &access).await?;
+                let root = repository.resolve().await?;
+                if let Some(image) = self.recall(&root.digest, wanted)? {
+                    return Ok(image);
+                }
+                let found = repository.image(&root, &wanted.platform).await?;
+                (root, found)
+            }
+            Place::Layout { layout, name, digest } => {
+                self.ask_client(layout, name, digest, &wanted.platform, sessions).await?
+            }
+        };
         let image = Arc::new(Image {
             root,
             manifest: found.desc,
@@ -169,8 +230,37 @@ impl Images {
         Ok(image)
     }
 
+    async fn ask_client(
+        &self,
+        layout: &Layout,
+        name: &str,
+        digest: &Digest,
+        platform: &Platform,
+        ids: &[String],
+    ) -> Result<(Descriptor, registry::Image), Failure> {
+        let about = |_: &Digest, problem: registry::Problem| {
+            Failure::from(registry::Error { subject: name.to_owned(), problem: Box::new(problem) })
+        };
+        let size = layout.size(&self.sessions, ids, digest).await?;
+        let bytes = layout.fetch(&self.sessions, ids, digest, registry::MAX_MANIFEST).await?;
+        let media_type = registry::image::detect(digest, &bytes).map_err(|p| about(digest, p))?;
+        let root = Descriptor::new(media_type, digest.clone(), size);
+        let fetch = |desc: Descriptor| {
+            let bytes = (desc.digest == *digest).then(|| bytes.clone());
+            async move {
+                match bytes {
+                    Some(bytes) => Ok(bytes),
+                    None => layout.fetch(&self.sessions, ids, &desc.digest, registry::MAX_CONFIG).await,
+                }
+            }
+            .boxed()
+        };
+        let found = registry::image::find(&root, platform, &fetch, &about).await?;
+        Ok((root, found))
+    }
+
     fn recall(&self, root: &Digest, wanted: &Wanted) -> Result<Option<Arc<Image>>, Failure> {
-        let key = key(root, wanted);
+        let Some(key) = key(root, wanted) else { return Ok(None) };
         if let Some(image) = self.known.lock().get(&key) {
             return Ok(Some(image.clone()));
         }
@@ -183,7 +273,7 @@ impl Images {
     }
 
     fn remember(&self, image: &Arc<Image>, wanted: &Wanted) -> Result<(), Failure> {
-        let key = key(&image.root.digest, wanted);
+        let Some(key) = key(&image.root.digest, wanted) else { return Ok(()) };
         // A config that is no text is not remembered, and refused by who reads it.
         let Ok(value) = serde_json::to_vec(&**image) else { return Ok(()) };
         self.store.db().write_lazily(|tx| {
@@ -212,20 +302,35 @@ impl Images {
         Arc::new(Layers { registries: self.registries.clone(), access, reference })
     }
 
+    fn layers_of(&self, place: &Place, sessions: &[String]) -> Arc<dyn BlobSource> {
+        match place {
+            Place::Registry(reference) => self.layers(reference.clone(), self.access(sessions)),
+            Place::Layout { layout, .. } => {
+                LayoutBlobs::shared(layout.clone(), self.sessions.clone(), sessions.to_vec())
+            }
+        }
+    }
+
     /// Gives a result that was pulled earlier, and is not all here, its source back.
     pub(crate) fn reattach(&self, result: &Ref, cx: &Cx) -> Result<(), Failure> {
         if !result.lacks_blobs()? {
             return Ok(());
         }
+        let sessions = sessions(cx);
         let mut below = vec![result.clone()];
         while let Some(layer) = below.pop() {
-            match layer.get_meta(ORIGIN)?.and_then(|name| String::from_utf8(name).ok()) {
-                Some(name) => {
-                    let source = self.layers(registry::parse(&name)?, self.access(&sessions(cx)));
-                    layer.attach(source, cx.progress.clone());
+            let origin = layer.get_meta(ORIGIN)?.and_then(|name| String::from_utf8(name).ok());
+            let source = match origin.as_deref().map(|o| o.strip_prefix(LAYOUT_SCHEME).ok_or(o)) {
+                Some(Err(name)) => self.layers(registry::parse(name)?, self.access(&sessions)),
+                Some(Ok(store)) => {
+                    LayoutBlobs::shared(Layout::of_any(store), self.sessions.clone(), sessions.clone())
                 }
-                None => below.extend(layer.parents()),
-            }
+                None => {
+                    below.extend(layer.parents());
+                    continue;
+                }
+            };
+            layer.attach(source, cx.progress.clone());
         }
         Ok(())
     }
@@ -242,15 +347,22 @@ pub fn set_origin(result: &Ref, name: &str) -> Result<(), Failure> {
 
 /// With the repository: who knows a digest need not be allowed to read it
 /// everywhere, and it need not be everywhere.
-fn key(root: &Digest, wanted: &Wanted) -> String {
-    format!("{root} {} {}", wanted.reference.name(), wanted.platform.format_all())
+///
+/// `None` for layouts: another client's is another place.
+fn key(root: &Digest, wanted: &Wanted) -> Option<String> {
+    match &wanted.place {
+        Place::Registry(reference) => {
+            Some(format!("{root} {} {}", reference.name(), wanted.platform.format_all()))
+        }
+        Place::Layout { .. } => None,
+    }
 }
 
 fn check(image: Arc<Image>, wanted: &Wanted) -> Result<Arc<Image>, Failure> {
     match &wanted.checksum {
         Some(expected) if image.root.digest.as_str() != expected => Err(Error::Checksum {
             digest: image.root.digest.clone(),
-            reference: wanted.reference.to_string(),
+            reference: wanted.place.to_string(),
             expected: expected.clone(),
         }
         .into()),
@@ -328,30 +440,23 @@ struct ManifestKey<'a> {
 impl ImageSource {
     /// The image, once it is known.
     pub(crate) fn material(&self) -> Option<Material> {
-        let image = self.image.get()?;
-        Some(Material::Image {
-            reference: self.wanted.reference.to_string(),
-            platform: Some(self.wanted.platform.clone()),
-            digest: image.root.digest.clone(),
-            local: false,
-        })
+        self.image.get().map(|image| self.wanted.material(image.root.digest.clone()))
     }
 
     pub(crate) fn new(worker: Arc<Worker>, vertex: &llb::Vertex, op: &pb::SourceOp) -> Result<Self, Failure> {
         let attrs = Attrs::new(op);
-        let record_type = attrs.parse(llb::attr::IMAGE_RECORD_TYPE, |kind| match kind {
-            "" | "regular" => Ok(RecordType::Regular),
-            "internal" => Ok(RecordType::Internal),
-            "frontend" => Ok(RecordType::Frontend),
-            _ => Err("unknown record type".to_owned()),
-        })?;
-        let limit = attrs.parse(llb::attr::IMAGE_LAYER_LIMIT, |limit| match limit.parse() {
+        let wanted = Wanted::parse(op, &vertex.platform)?;
+        let attribute = match wanted.place {
+            Place::Registry(_) => llb::attr::IMAGE_LAYER_LIMIT,
+            Place::Layout { .. } => llb::attr::OCI_LAYER_LIMIT,
+        };
+        let limit = attrs.parse(attribute, |limit| match limit.parse() {
             Ok(count) if count > 0 => Ok(count),
             _ => Err(format!("invalid layer limit {limit}")),
         })?;
         Ok(Self {
-            wanted: Wanted::parse(op, &vertex.platform)?,
-            record_type: record_type.unwrap_or_default(),
+            wanted,
+            record_type: attrs.record_type()?,
             limit,
             image: tokio::sync::OnceCell::new(),
             worker,
@@ -360,7 +465,7 @@ impl ImageSource {
 
     async fn image(&self, cx: &Cx) -> Result<&Arc<Image>, Failure> {
         let resolve = || async {
-            let counter = cx.progress.counter(format!("resolve {}", self.wanted.reference), 0);
+            let counter = cx.progress.counter(format!("resolve {}", self.wanted.place), 0);
             let image = cx.scope.run(self.worker.images.resolve(&self.wanted, &sessions(cx))).await;
             counter.finish();
             image
@@ -370,8 +475,7 @@ impl ImageSource {
 
     /// The config, and the diff ids that count.
     fn config(&self, image: &Image) -> Result<Config, Failure> {
-        let broken =
-            |reason: String| Error::ImageConfig { reference: self.wanted.reference.to_string(), reason };
+        let broken = |reason: String| Error::ImageConfig { reference: self.wanted.place.to_string(), reason };
         let mut config: Config = serde_json::from_slice(&image.config).map_err(|e| broken(e.to_string()))?;
         if let Some(limit) = self.limit {
             let layers = image.layers.len().min(config.rootfs.diff_ids.len());
@@ -403,14 +507,14 @@ impl ImageSource {
         let descriptors = &image.layers[..self.limit.unwrap_or(usize::MAX).min(image.layers.len())];
         if descriptors.len() != diff_ids.len() {
             let reason = format!("{} layers, but {} diff ids", descriptors.len(), diff_ids.len());
-            return Err(Error::ImageConfig { reference: self.wanted.reference.to_string(), reason }.into());
+            return Err(Error::ImageConfig { reference: self.wanted.place.to_string(), reason }.into());
         }
         let mut created = config.history.iter().filter(|h| !h.empty_layer).map(|h| h.created);
         let layers = descriptors.iter().zip(diff_ids).map(|(descriptor, diff_id)| Layer {
             descriptor: descriptor.clone(),
             diff_id: diff_id.clone(),
             created_at: created.next().flatten(),
-            description: format!("pulled from {}", self.wanted.reference),
+            description: format!("pulled from {}", self.wanted.place),
         });
         Ok(layers.collect())
     }
@@ -446,11 +550,10 @@ impl Operation<Output> for ImageSource {
     async fn run(&self, _: Vec<Output>, cx: &Cx) -> Result<Vec<Output>, Failure> {
         let image = self.image(cx).await?;
         let layers = self.layers(image, &self.config(image)?)?;
-        let images = &self.worker.images;
-        let source = images.layers(self.wanted.reference.clone(), images.access(&sessions(cx)));
+        let source = self.worker.images.layers_of(&self.wanted.place, &sessions(cx));
         let result = self.worker.refs.image(layers, source, self.record_type, cx.progress.clone()).await?;
         if let Some(result) = &result {
-            set_origin(result, &self.wanted.reference.to_string())?;
+            set_origin(result, &self.wanted.place.origin())?;
         }
         Ok(vec![result])
     }
