@@ -1,7 +1,9 @@
 //! What sources say of themselves.
 
 use base::Failure;
-use frontend::gateway::{ChecksumAlgorithm, GitMeta, HttpMeta, ImageMeta, ResolveSource, SourceMeta};
+use frontend::gateway::{
+    AttestationChain, ChecksumAlgorithm, GitMeta, HttpMeta, ImageMeta, ResolveSource, SourceMeta,
+};
 use ops::source::git;
 use ops::source::http::{self, Checksum};
 use ops::source::image;
@@ -34,11 +36,27 @@ async fn image(worker: &Worker, request: ResolveSource, behalf: &Behalf) -> Resu
     }
     let platform = request.platform.unwrap_or_else(|| worker.platform());
     let wanted = image::Wanted::parse(&source, &platform)?;
-    let resolved = behalf.scope.run(worker.images.resolve(&wanted, &behalf.sessions())).await?;
+    let (query, sessions) = (request.image, behalf.sessions());
+    let work = async {
+        let resolved = worker.images.resolve(&wanted, &sessions).await?;
+        if !query.attestation_chain && query.attestations.is_empty() {
+            return Ok((resolved, None));
+        }
+        let root = &resolved.root;
+        let chain = worker.images.attestations(&wanted, root, &query.attestations, &sessions).await?;
+        Ok::<_, Failure>((resolved, chain))
+    };
+    let (resolved, chain) = behalf.scope.run(Box::pin(work)).await?;
     Ok(ImageMeta {
         digest: resolved.root.digest.clone(),
-        config: if request.image.no_config { Vec::new() } else { resolved.config.clone() },
-        attestation_chain: None,
+        config: if query.no_config { Vec::new() } else { resolved.config.clone() },
+        attestation_chain: chain.map(|chain| AttestationChain {
+            root: resolved.root.digest.clone(),
+            image_manifest: chain.image.digest,
+            attestation_manifest: chain.attestations.map(|d| d.digest),
+            signature_manifests: chain.signature.map(|d| d.digest).into_iter().collect(),
+            blobs: chain.documents.into_iter().map(|(desc, bytes)| (desc, bytes.to_vec())).collect(),
+        }),
     })
 }
 

@@ -358,13 +358,14 @@ pub struct AttestationChain {
     /// The index.
     pub root: Digest,
     /// The image's manifest.
-    pub image_manifest: Option<Digest>,
+    pub image_manifest: Digest,
     /// The attestations' manifest.
     pub attestation_manifest: Option<Digest>,
     /// Manifests of signatures.
     pub signature_manifests: Vec<Digest>,
-    /// All of these and what was asked for.
-    pub blobs: BTreeMap<Digest, (base::Descriptor, Vec<u8>)>,
+    /// All of these but the image's manifest, the parts of the signatures, and what
+    /// was asked for.
+    pub blobs: Vec<(base::Descriptor, Vec<u8>)>,
 }
 
 /// A repository at a reference.

@@ -8,6 +8,7 @@
 //! Nothing a registry says is believed without need: sizes are limited, digests
 //! of documents verified, and what is meant for one host is not shown to another.
 
+mod attestations;
 mod auth;
 mod challenge;
 pub mod config;
@@ -29,6 +30,7 @@ use base::Failure;
 use base::once::Flight;
 use parking_lot::Mutex;
 
+pub use attestations::Chain;
 pub use auth::{Access, Anonymous, Credentials, Login, Token, TokenRequest};
 pub use base::reference::{ParseError, Reference};
 pub use config::{Config, HostConfig, KeyPair, Retry};

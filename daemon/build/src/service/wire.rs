@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use base::{Failure, Kind, Platform, Timestamp};
+use base::{Descriptor, Digest, Failure, Kind, Platform, Timestamp};
 use frontend::gateway::{
-    Attestation, AttestationKind, CacheImport, ChecksumAlgorithm, ChecksumQuery, FileRange, FrontendResult,
-    ImageQuery, RefId, Refs, ResolveSource, Solve, SolveWhat, SourceMeta, Subject, SubjectKind,
+    Attestation, AttestationChain, AttestationKind, CacheImport, ChecksumAlgorithm, ChecksumQuery, FileRange,
+    FrontendResult, ImageQuery, RefId, Refs, ResolveSource, Solve, SolveWhat, SourceMeta, Subject,
+    SubjectKind,
 };
 use proto::gateway as wire;
 use proto::pb;
@@ -197,7 +198,7 @@ pub(crate) fn meta_to_wire(meta: SourceMeta) -> wire::ResolveSourceMetaResponse 
         image: meta.image.map(|image| wire::ResolveSourceImageResponse {
             digest: image.digest.to_string(),
             config: image.config,
-            attestation_chain: None,
+            attestation_chain: image.attestation_chain.map(chain_to_wire),
         }),
         git: meta.git.map(|git| wire::ResolveSourceGitResponse {
             checksum: git.checksum,
@@ -214,6 +215,27 @@ pub(crate) fn meta_to_wire(meta: SourceMeta) -> wire::ResolveSourceMetaResponse 
                 .checksum
                 .map(|(digest, suffix)| wire::ChecksumResponse { digest, suffix }),
         }),
+    }
+}
+
+fn chain_to_wire(chain: AttestationChain) -> wire::AttestationChain {
+    let text = |digest: Digest| digest.to_string();
+    let blob = |(desc, data): (Descriptor, Vec<u8>)| {
+        let digest = desc.digest.to_string();
+        let descriptor = wire::Descriptor {
+            media_type: desc.media_type,
+            size: i64::try_from(desc.size).unwrap_or(i64::MAX),
+            digest: digest.clone(),
+            annotations: desc.annotations,
+        };
+        (digest, wire::Blob { descriptor: Some(descriptor), data })
+    };
+    wire::AttestationChain {
+        root: text(chain.root),
+        image_manifest: text(chain.image_manifest),
+        attestation_manifest: chain.attestation_manifest.map(text).unwrap_or_default(),
+        signature_manifests: chain.signature_manifests.into_iter().map(text).collect(),
+        blobs: chain.blobs.into_iter().map(blob).collect(),
     }
 }
 

@@ -16,7 +16,7 @@ use futures_util::FutureExt as _;
 use parking_lot::Mutex;
 use proto::pb;
 use refs::{BlobSource, Bytes, Layer, RecordType, Ref};
-use registry::{Access, Reference, Registries};
+use registry::{Access, Chain, Reference, Registries};
 use serde::{Deserialize, Serialize};
 use session::Sessions;
 use solver::{CacheMap, Operation};
@@ -202,6 +202,23 @@ impl Images {
         let key = format!("{:?} {} {}", wanted.place, wanted.platform.format_all(), sessions.join(" "));
         let image = self.resolving.run(key, || self.ask(wanted, sessions)).await?;
         check(image, wanted)
+    }
+
+    /// What leads from `root`, which [`Self::resolve`] found, to the attestations of
+    /// an image in a registry, with the statements of these `predicates`.
+    ///
+    /// # Errors
+    /// Those of the registry.
+    pub async fn attestations(
+        &self,
+        wanted: &Wanted,
+        root: &Descriptor,
+        predicates: &[String],
+        sessions: &[String],
+    ) -> Result<Option<Chain>, Failure> {
+        let Place::Registry(reference) = &wanted.place else { return Ok(None) };
+        let repository = self.registries.repository(reference, &self.access(sessions)).await?;
+        Ok(repository.attestations(root, &wanted.platform, predicates).await?)
     }
 
     async fn ask(&self, wanted: &Wanted, sessions: &[String]) -> Result<Arc<Image>, Failure> {

@@ -176,3 +176,81 @@ async fn a_digest_that_is_no_manifest_may_be_a_blob() {
     assert_eq!(repository.resolve().await.unwrap().size, 3);
     assert_eq!(repository.stat_blob(&digest).await.unwrap().size, 3);
 }
+
+/// A document, and where it is asked for.
+fn document(value: &serde_json::Value) -> (Descriptor, Bytes) {
+    let bytes = Bytes::from(value.to_string());
+    let media_type = value["mediaType"].as_str().unwrap_or("application/json");
+    (Descriptor::new(media_type, Digest::of(&bytes), bytes.len() as u64), bytes)
+}
+
+#[tokio::test]
+async fn attestations_and_their_signatures_are_found() {
+    let entry = |(desc, _): &(Descriptor, Bytes), more: serde_json::Value| {
+        let mut entry = serde_json::to_value(desc).unwrap();
+        entry.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        entry
+    };
+    let manifest = |layers: Vec<serde_json::Value>| {
+        let config = Descriptor::new("c", Digest::of("c"), 1);
+        document(&serde_json::json!({"mediaType": media::OCI_MANIFEST, "config": config, "layers": layers}))
+    };
+    let predicate = |t: &str| serde_json::json!({"annotations": {"in-toto.io/predicate-type": t}});
+    let (one, other) = (document(&"one".into()), document(&"other".into()));
+    let attestations = manifest(vec![entry(&one, predicate("a")), entry(&other, predicate("b"))]);
+    let image = manifest(Vec::new());
+    let seal = document(&"seal".into());
+    let signature = manifest(vec![entry(&seal, serde_json::json!({}))]);
+    let amd64 = serde_json::json!({"platform": {"os": "linux", "architecture": "amd64"}});
+    let about = serde_json::json!({
+        "platform": {"os": "unknown", "architecture": "unknown"},
+        "annotations": {
+            "vnd.docker.reference.type": "attestation-manifest",
+            "vnd.docker.reference.digest": image.0.digest.as_str(),
+        },
+    });
+    let entries = [entry(&image, amd64), entry(&attestations, about)];
+    let index = document(&serde_json::json!({"mediaType": media::OCI_INDEX, "manifests": entries}));
+    let bundle = |kind: &str| serde_json::json!({"artifactType": kind});
+    let referrers = serde_json::json!({"manifests": [
+        entry(&image, bundle("application/vnd.dev.cosign.artifact.sig.v1+json")),
+        entry(&signature, bundle("application/vnd.dev.sigstore.bundle.v0.3+json")),
+    ]});
+    let refers = format!("referrers/{}", attestations.0.digest);
+    let tag = format!("manifests/{}", attestations.0.digest.as_str().replace(':', "-"));
+    for known in [Some(&refers), Some(&tag), None] {
+        let mut answers: std::collections::BTreeMap<String, Bytes> =
+            [&one, &other, &attestations, &image, &seal, &signature, &index]
+                .into_iter()
+                .flat_map(|(d, bytes)| {
+                    ["manifests", "blobs"].map(|kind| (format!("{kind}/{}", d.digest), bytes.clone()))
+                })
+                .collect();
+        if let Some(tail) = known {
+            answers.insert(tail.clone(), referrers.to_string().into());
+        }
+        let mock = Mock::start(move |seen| {
+            let body = answers.get(seen.path.trim_start_matches("/v2/a/b/")).cloned();
+            async move { body.map_or_else(|| answer(404, &[], ()), |body| answer(200, &[], body)) }
+        })
+        .await;
+        let repository = mock.repository().await;
+        let platform = "linux/amd64".parse().unwrap();
+        let chain = repository.attestations(&index.0, &platform, &["b".to_owned()]).await.unwrap().unwrap();
+        assert_eq!(chain.image.digest, image.0.digest);
+        assert_eq!(chain.attestations.map(|d| d.digest), Some(attestations.0.digest.clone()));
+        let expected = known.map(|_| signature.0.digest.clone());
+        assert_eq!(chain.signature.map(|d| d.digest), expected);
+        let brought: Vec<_> = chain.documents.iter().map(|(d, _)| &d.digest).collect();
+        let signed = [&signature.0.digest, &seal.0.digest];
+        let all = [&index.0.digest, &attestations.0.digest]
+            .into_iter()
+            .chain(signed.into_iter().filter(|_| known.is_some()))
+            .chain([&other.0.digest]);
+        assert_eq!(brought, all.collect::<Vec<_>>());
+        let none = repository.attestations(&image.0, &platform, &[]).await.unwrap();
+        assert!(none.is_none());
+        let error = repository.attestations(&index.0, &"linux/s390x".parse().unwrap(), &[]).await;
+        assert!(error.unwrap_err().to_string().contains("no match for platform"));
+    }
+}
