@@ -68,7 +68,8 @@ impl Wanted {
         };
         // A full name of a tag is found as it is, and still has a commit behind it.
         let commit = if name == tag { of(&peeled).unwrap_or(commit) } else { commit };
-        if let Some(odd) = [sha, commit].into_iter().find(|sha| !sha.is_empty() && !is_commit(sha)) {
+        let behind = Some(commit).filter(|commit| !commit.is_empty());
+        if let Some(odd) = std::iter::once(sha).chain(behind).find(|sha| !is_commit(sha)) {
             return Err(bad(format!("invalid commit sha {}", base::gotext::quote(odd))));
         }
         if !sha.starts_with(&self.checksum) && !commit.starts_with(&self.checksum) {
