@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
+use base::Digest;
 use integration::bench::Client::{Buildctl, Buildx};
 use integration::bench::{names, text};
 use integration::layout::{Layout, entries};
@@ -22,6 +23,7 @@ fn main() -> ExitCode {
             ("image_is_pushed_by_digest", image_is_pushed_by_digest),
             ("image_of_many_names", image_of_many_names),
             ("compressions", compressions),
+            ("estargz", estargz),
             ("oci_file_and_directory", oci_file_and_directory),
             ("docker_file_loads", docker_file_loads),
             ("local_directory", local_directory),
@@ -110,6 +112,42 @@ fn compressions(env: &Env) -> Result<()> {
             ensure!(kind.ends_with(suffix), "{compression}: {kind}");
         }
     }
+    Ok(())
+}
+
+/// Layers with a table of contents, which anybody can read.
+fn estargz(env: &Env) -> Result<()> {
+    let (project, registry) = (project()?, &env.bench.registry);
+    let output = |more: &str| {
+        let host = registry.host();
+        format!("output=type=image,name={host}/out/seekable,push=true,compression=estargz{more}")
+    };
+    let plain = output(",oci-mediatypes=false");
+    let conflict = "\"compression=estargz\" conflicts with \"oci-mediatypes=false\"";
+    env.bench.build(Buildctl, &project, &[&plain])?.fails_with(&[conflict])?;
+    env.bench.build(Buildctl, &project, &[&output(",force-compression=true,oci-mediatypes=true")])?.ok()?;
+    let (manifest, config) = registry.image("out/seekable", "latest")?;
+    let layers = manifest["layers"].as_array().context("layers")?;
+    for (at, layer) in layers.iter().enumerate() {
+        let text = |key: &str| layer["annotations"][key].as_str().context(key.to_owned());
+        let blob = registry.blob("out/seekable", layer["digest"].as_str().context("digest")?)?;
+        let mut tar = Vec::new();
+        std::io::Read::read_to_end(&mut flate2::read::MultiGzDecoder::new(&*blob), &mut tar)?;
+        ensure!(config["rootfs"]["diff_ids"][at] == Digest::of(&tar).as_str(), "layer {at}");
+        ensure!(text("io.containers.estargz.uncompressed-size")? == tar.len().to_string(), "layer {at}");
+        let footer = &blob[blob.len() - 51..];
+        ensure!(&footer[32..38] == b"STARGZ", "layer {at}: {footer:?}");
+        let toc = usize::from_str_radix(std::str::from_utf8(&footer[16..32])?, 16)?;
+        let found = entries(&blob[toc..])?;
+        let toc = found.get("stargz.index.json").context("no table of contents")?;
+        ensure!(text("containerd.io/snapshot/stargz/toc.digest")? == Digest::of(&toc.data).as_str());
+    }
+    let from = Project::new(&format!(
+        "FROM {}/out/seekable\nRUN cat /made /given >/both && test ! -e /etc/group\n",
+        registry.host()
+    ))?;
+    let tree = env.bench.export(Buildctl, &from, &[])?;
+    ensure!(text(&tree, "both")? == "made\ngiven\n");
     Ok(())
 }
 

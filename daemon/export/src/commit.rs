@@ -13,6 +13,7 @@ use crate::config::{self, Patch};
 use crate::content::{Content, Layer};
 use crate::epoch::{self, Epoch, Time};
 use crate::error::Error;
+use crate::estargz;
 use crate::manifest::{self, Index, Manifest, Types};
 use crate::options::ImageOptions;
 use crate::platforms::{PlatformEntry, metadata_for, platforms};
@@ -202,6 +203,13 @@ impl<'a> Maker<'a> {
                 &rewritten
             }
             _ => layers,
+        };
+        let converted;
+        let layers = if self.options.estargz {
+            converted = estargz::convert(self.store, layers, self.options.compression, self.context).await?;
+            &converted
+        } else {
+            layers
         };
         let cache = match &self.context.inline_cache {
             Some(cache) => cache.entry(Some(&platform.id), self.options.compression).await?,

@@ -20,6 +20,7 @@ mod config;
 mod content;
 mod epoch;
 mod error;
+mod estargz;
 mod files;
 mod image;
 mod manifest;

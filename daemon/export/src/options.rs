@@ -19,6 +19,8 @@ pub(crate) struct ImageOptions {
     /// Its names, comma-separated.
     pub(crate) name: String,
     pub(crate) compression: Compression,
+    /// Layers whose files can be fetched one by one.
+    pub(crate) estargz: bool,
     /// OCI media types rather than those of Docker; by circumstances when not said.
     pub(crate) oci_types: Option<bool>,
     /// Attestation manifests as OCI artifacts; by circumstances when not said.
@@ -42,6 +44,11 @@ impl ImageOptions {
     pub(crate) fn take(attrs: &mut Attrs, inline_attestations: bool) -> Result<Self, Error> {
         let annotations = Group::take(attrs)?;
         let epoch = epoch::take(attrs)?;
+        // It is gzip to everybody else.
+        let estargz = attrs.get("compression").is_some_and(|kind| kind == "estargz");
+        if estargz {
+            attrs.remove("compression");
+        }
         let compression = compression(attrs)?;
         let plain = |attrs: &mut Attrs, key: &str| {
             attrs
@@ -52,6 +59,7 @@ impl ImageOptions {
         let options = Self {
             name: attrs.remove("name").unwrap_or_default(),
             compression,
+            estargz,
             oci_types: plain(attrs, "oci-mediatypes")?,
             oci_artifact: plain(attrs, "oci-artifact")?,
             annotations,
@@ -74,6 +82,10 @@ impl ImageOptions {
     /// # Errors
     /// Options that exclude each other.
     pub(crate) fn validate(&self) -> Result<(), Error> {
+        if self.oci_types == Some(false) && self.estargz {
+            let what = "exporter option \"compression=estargz\" conflicts with \"oci-mediatypes=false\"";
+            return Err(Error::Conflict(what));
+        }
         if self.oci_types == Some(false) && self.oci_artifact == Some(true) {
             let what = "exporter option \"oci-artifact=true\" conflicts with \"oci-mediatypes=false\"";
             return Err(Error::Conflict(what));
@@ -185,6 +197,11 @@ mod tests {
         ] {
             assert_eq!(take(&[pair]).unwrap_err().to_string(), want);
         }
+        let e = take(&[("oci-mediatypes", "false"), ("compression", "estargz")]).unwrap_err();
+        assert_eq!(
+            e.to_string(),
+            "exporter option \"compression=estargz\" conflicts with \"oci-mediatypes=false\""
+        );
         let e = take(&[("oci-mediatypes", "false"), ("oci-artifact", "true")]).unwrap_err();
         assert_eq!(
             e.to_string(),

@@ -27,6 +27,7 @@ mod copy;
 mod db;
 mod diff;
 mod error;
+mod estargz;
 pub mod fail;
 mod layer;
 mod reconcile;
@@ -46,6 +47,7 @@ pub use copy::copy_tree;
 pub use db::{Db, Read, ReadTx, Rows, Table, WriteTx};
 pub use diff::ChangeWriter;
 pub use error::{Error, Result};
+pub use estargz::{Estargz, write_estargz};
 pub use layer::{DiffSource, WrittenLayer, convert_layer, unpack_layer, write_layer};
 pub use snapshots::{
     DiskUse, LooseLayer, MountSpec, Removed, SnapshotInfo, SnapshotKind, Snapshots, disk_use,

@@ -44,6 +44,16 @@ impl<R: Read> Reader<R> {
         self.input
     }
 
+    /// The input, of which nothing was read ahead.
+    pub fn input_mut(&mut self) -> &mut R {
+        &mut self.input
+    }
+
+    /// Whether the current entry is a file with holes.
+    pub fn is_sparse(&self) -> bool {
+        self.sparse.is_some()
+    }
+
     fn bad(&self, reason: impl Into<String>) -> Error {
         Error::archive(&self.entry, reason)
     }
