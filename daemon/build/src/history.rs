@@ -140,6 +140,8 @@ impl Default for HistoryLimits {
 pub struct History {
     store: Store,
     limits: HistoryLimits,
+    /// How this program was started.
+    cmdline: Vec<String>,
     active: Mutex<BTreeMap<String, Arc<Record>>>,
     events: broadcast::Sender<HistoryEvent>,
     /// One change of a record at a time.
@@ -151,11 +153,12 @@ pub struct History {
 
 impl History {
     /// The history in `store`. What is left to do when nobody waits, `scope`
-    /// does.
-    pub fn new(store: Store, limits: HistoryLimits, scope: Scope) -> Arc<Self> {
+    /// does. `cmdline` is how this program was started.
+    pub fn new(store: Store, limits: HistoryLimits, cmdline: Vec<String>, scope: Scope) -> Arc<Self> {
         Arc::new(Self {
             store,
             limits,
+            cmdline,
             active: Mutex::default(),
             events: broadcast::Sender::new(256),
             changing: tokio::sync::Mutex::default(),
@@ -241,7 +244,14 @@ impl History {
 
     /// Keeps all that is known of why a build failed, and says it in `record`.
     pub(crate) async fn keep_error(&self, record: &mut Record, failure: &Failure) -> Result<Kept, Failure> {
-        let status = session::status::to_rpc(failure);
+        let mut status = session::status::to_rpc(failure);
+        status.details.extend(session::status::origin(&proto::stack::Stack {
+            cmdline: self.cmdline.clone(),
+            pid: i32::try_from(std::process::id()).unwrap_or_default(),
+            version: base::version::VERSION.to_owned(),
+            revision: base::version::REVISION.to_owned(),
+            frames: Vec::new(),
+        }));
         let kept = self.keep(ERROR, status.encode_to_vec()).await?;
         record.error = Some((status.code, status.message));
         record.external_error = Some(kept.descriptor.clone());

@@ -115,6 +115,7 @@ pub(crate) async fn daemon(settings: &Settings, scope: &Scope) -> Result<Daemon>
     let registries = images.registries().clone();
     let exporters =
         export::Deps { store: store.clone(), registries: registries.clone(), sessions: sessions.clone() };
+    let cmdline = std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect();
     let builder = Builder::new(build::Deps {
         worker,
         solver,
@@ -123,7 +124,7 @@ pub(crate) async fn daemon(settings: &Settings, scope: &Scope) -> Result<Daemon>
         allowed: settings.entitlements.clone(),
         frontends: settings.frontends.clone(),
         info,
-        history: History::new(store, settings.history, scope.child()),
+        history: History::new(store, settings.history, cmdline, scope.child()),
         traces: Traces::default(),
         environment: settings.provenance_environment.clone(),
         encode: control::encode_progress,

@@ -80,6 +80,11 @@ pub fn to_rpc(failure: &Failure) -> rpc::Status {
     rpc::Status { code: to_code(failure.kind()) as i32, message: failure.to_string(), details }
 }
 
+/// Which program a failure is from, as a detail of its own.
+pub fn origin(program: &proto::stack::Stack) -> Option<prost_types::Any> {
+    any("stack.Stack", json::encode_go("stack.Stack", program))
+}
+
 /// The failure as a gRPC answer.
 pub fn to_status(failure: &Failure) -> tonic::Status {
     let mut status = to_rpc(failure);
@@ -338,6 +343,15 @@ mod tests {
         assert_eq!(back.to_string(), "no such thing");
         assert_eq!(back.hint(), Some("look elsewhere"));
         assert_eq!(back.details(), failure.details());
+    }
+
+    #[test]
+    fn a_program_is_told_as_where_a_stack_is_from() {
+        let program =
+            proto::stack::Stack { cmdline: vec!["a".into(), "b".into()], pid: 7, ..Default::default() };
+        let detail = origin(&program).unwrap();
+        assert_eq!(detail.type_url, "github.com/moby/buildkit/stack.Stack+json");
+        assert_eq!(detail.value, br#"{"cmdline":["a","b"],"pid":7}"#);
     }
 
     #[test]
