@@ -34,6 +34,7 @@ mod rewrite;
 mod source;
 mod supplement;
 mod tree;
+mod verify;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -57,6 +58,7 @@ pub use options::compression;
 pub use platforms::{PlatformEntry, metadata_for, platforms};
 pub use push::{push_blob, source_label};
 pub use source::{InlineCache, Source};
+pub use verify::platform_warnings;
 
 /// The compatibility version of this release, see [`Context::compatibility`].
 pub const CURRENT_COMPATIBILITY: u32 = 30;

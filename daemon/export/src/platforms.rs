@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 
 use base::Platform;
+use base::gojson::nullable;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 
-const PLATFORMS: &str = "refs.platforms";
+pub(crate) const PLATFORMS: &str = "refs.platforms";
 const CONFIG: &str = "containerimage.config";
 
 /// A platform, and the id under which its tree and metadata are.
@@ -22,10 +23,10 @@ pub struct PlatformEntry {
     pub platform: Platform,
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Platforms {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "nullable")]
     platforms: Vec<PlatformEntry>,
 }
 
@@ -39,7 +40,10 @@ pub fn platforms(metadata: &BTreeMap<String, Vec<u8>>) -> Result<Vec<PlatformEnt
         let what = "failed to parse platforms passed to provenance processor";
         let mut list = match json.as_slice() {
             [] => Vec::new(),
-            json => serde_json::from_slice::<Platforms>(json).map_err(Error::json(what))?.platforms,
+            json => {
+                let list: Option<Platforms> = serde_json::from_slice(json).map_err(Error::json(what))?;
+                list.unwrap_or_default().platforms
+            }
         };
         if list.is_empty() {
             return Err(Error::shape("invalid empty platforms index for exporter"));
@@ -58,7 +62,10 @@ pub fn platforms(metadata: &BTreeMap<String, Vec<u8>>) -> Result<Vec<PlatformEnt
     }
     let mut platform = Platform::host();
     if let Some(config) = metadata.get(CONFIG) {
-        let config: Platform = serde_json::from_slice(config).map_err(Error::json("invalid image config"))?;
+        let config: Option<Platform> =
+            serde_json::from_slice(config).map_err(Error::json("invalid image config"))?;
+        // Who makes the config refuses `null` with words of its own.
+        let config = config.unwrap_or_default();
         if config.os.is_empty() != config.architecture.is_empty() {
             return Err(Error::shape("invalid image config: os and architecture must be specified together"));
         }
@@ -91,7 +98,15 @@ mod tests {
             (list[0].id.as_str(), list[0].platform.to_string().as_str()),
             ("linux/arm64", "linux/arm64")
         );
-        for bad in ["{}", "", "[", r#"{"Platforms":[{"ID":""}]}"#, r#"{"Platforms":[{"ID":"x"}]}"#] {
+        for bad in [
+            "{}",
+            "",
+            "[",
+            "null",
+            r#"{"Platforms":null}"#,
+            r#"{"Platforms":[{"ID":""}]}"#,
+            r#"{"Platforms":[{"ID":"x"}]}"#,
+        ] {
             let metadata = BTreeMap::from([(PLATFORMS.to_owned(), bad.as_bytes().to_vec())]);
             assert!(platforms(&metadata).is_err(), "{bad}");
         }

@@ -160,7 +160,7 @@ async fn forward(client: &Client, reference: &str, cmdline: &str) -> Result<Fron
     opts.insert("cmdline".to_owned(), cmdline.to_owned());
     opts.insert("source".to_owned(), reference.to_owned());
     let inputs = match client.options().caps.has(llb::caps::FRONTEND_INPUTS) {
-        true => client.gateway().inputs().await.map_err(|e| e.context("failed to get frontend inputs"))?,
+        true => client.inputs().await?,
         false => Default::default(),
     };
     client.gateway().solve(Solve::frontend("gateway.v0", opts, inputs)).await

@@ -1,10 +1,11 @@
 //! Where a build's files come from: the definition, the context, the ignore file.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use base::{Digest, Failure, Kind, gopath, patterns};
 use llb::build::{Copy, Defaults, Differ, FileAction, Git, Http, Local, Options, SourceMap, State};
+use proto::pb;
 use tokio::sync::{Mutex, OnceCell};
 
 use super::config::Config;
@@ -84,6 +85,20 @@ impl Client {
         &*self.gateway
     }
 
+    /// The named definitions the client gave as inputs.
+    ///
+    /// # Errors
+    /// When they cannot be had, or one was left out: on the wire that is a
+    /// definition without anything in it.
+    pub async fn inputs(&self) -> Result<BTreeMap<String, pb::Definition>, Failure> {
+        let failed = |e: Failure| e.context("failed to get frontend inputs");
+        let inputs = self.gateway.inputs().await.map_err(failed)?;
+        if inputs.values().any(|input| input.metadata.is_empty()) {
+            return Err(failed(Failure::new(Kind::Unknown, "invalid nil input definition to definition op")));
+        }
+        Ok(inputs)
+    }
+
     /// What the frontend was started with.
     pub fn options(&self) -> &gateway::Options {
         self.gateway.options()
@@ -158,8 +173,7 @@ impl Client {
         } else if remote.starts_with("http://") || remote.starts_with("https://") {
             self.http_context(remote, &mut places).await?;
         } else if self.options().caps.has(llb::caps::FRONTEND_INPUTS) {
-            let inputs =
-                self.gateway.inputs().await.map_err(|e| e.context("failed to get frontend inputs"))?;
+            let inputs = self.inputs().await?;
             if !places.force_local
                 && let Some(definition) = inputs.get(&places.definition_name)
             {

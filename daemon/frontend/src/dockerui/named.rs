@@ -247,7 +247,7 @@ impl Client {
 
     async fn load_input(&self, context: &NamedContext, name: &str) -> Result<Loaded, Failure> {
         let shown = &context.full_name;
-        let inputs = self.gateway().inputs().await?;
+        let inputs = self.inputs().await?;
         let Some(definition) = inputs.get(name) else {
             return Err(bad(format!("invalid input {name} for {shown}")));
         };
