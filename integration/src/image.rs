@@ -71,6 +71,24 @@ impl Image {
         Ok(Self { layer: packed, config, manifest: serde_json::to_vec(&manifest)? })
     }
 
+    /// An image with nothing in it, described with `null` as Go does.
+    ///
+    /// # Errors
+    /// Never, but for bugs.
+    pub fn empty() -> Result<Self> {
+        let rootfs = json!({"type": "layers", "diff_ids": null});
+        let config = json!({"architecture": architecture(), "os": "linux", "config": null, "rootfs": rootfs, "history": null});
+        let config = serde_json::to_vec(&config)?;
+        let manifest = json!({
+            "schemaVersion": 2,
+            "mediaType": MANIFEST,
+            "config": {"mediaType": CONFIG, "digest": digest(&config), "size": config.len(), "urls": null},
+            "layers": null,
+            "annotations": null,
+        });
+        Ok(Self { layer: Vec::new(), config, manifest: serde_json::to_vec(&manifest)? })
+    }
+
     /// Debian's static busybox with a link for each of its commands.
     ///
     /// # Errors

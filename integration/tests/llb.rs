@@ -23,7 +23,7 @@ struct Env {
 }
 
 fn main() -> ExitCode {
-    let cases: [suite::Case<Env>; 14] = [
+    let cases: [suite::Case<Env>; 16] = [
         ("one_cache_twice_in_a_step", one_cache_twice_in_a_step),
         ("a_cache_with_a_base_is_shared", a_cache_with_a_base_is_shared),
         ("steps_that_ignore_the_cache_empty_theirs", steps_that_ignore_the_cache_empty_theirs),
@@ -38,6 +38,8 @@ fn main() -> ExitCode {
         ("mount_points_do_not_lead_out", mount_points_do_not_lead_out),
         ("removals_do_not_lead_out", removals_do_not_lead_out),
         ("huge_account_files", huge_account_files),
+        ("results_for_other_platforms", results_for_other_platforms),
+        ("images_without_layers", images_without_layers),
     ];
     suite::main(set_up, &cases, |env| {
         // Last: nobody else builds any more.
@@ -397,4 +399,28 @@ fn blobs_are_listed_until_they_are_pruned(bench: &Bench) -> Result<()> {
     let kept = kept(&bench.daemon, &bench.buildctl)?;
     ensure!(kept.is_empty(), "kept: {kept:#?}");
     Ok(())
+}
+
+fn results_for_other_platforms(env: &Env) -> Result<()> {
+    let base = busybox();
+    let step = shell(vec![input(&base, 0)], "echo for whom", Vec::new());
+    let definition = result(&[base, step]).encode_to_vec();
+    let said = |platforms: &str| {
+        let opt = format!("platform={platforms}");
+        env.bench.buildctl.solve(&definition, &["--opt", &opt])?.said()
+    };
+    let warning = "WARN: Multiple platforms requested but result is not multi-platform";
+    let text = said("linux/amd64,linux/arm64")?;
+    ensure!(text.contains(warning) && text.contains("Verifying build result"), "{text}");
+    let text = env.bench.buildctl.solve(&definition, &["--output=type=tar,dest=/dev/null"])?.said()?;
+    ensure!(!text.contains("WARN"), "{text}");
+    Ok(())
+}
+
+fn images_without_layers(env: &Env) -> Result<()> {
+    Image::empty()?.push(env.bench.registry.host(), "library/nothing", "latest")?;
+    let (base, nothing) = (busybox(), source("docker-image://docker.io/library/nothing:latest"));
+    let inputs = vec![input(&base, 0), input(&nothing, 0)];
+    let look = shell(inputs, "test -z \"$(ls -A /n)\"", vec![mount(1, "/n", -1)]);
+    solve(env, &result(&[base, nothing, look]))
 }

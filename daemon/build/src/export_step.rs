@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use base::progress::Sink;
+use base::progress::{Event, Sink, Warning};
 use base::task::Scope;
 use base::{Digest, Failure};
 use export::{Exporter, MakeContent as _};
@@ -193,6 +193,14 @@ impl Work<'_> {
             self.scope,
         );
         let access = self.builder.worker().images.access(std::slice::from_ref(session));
+        let asked = self.request.attrs.get("platform").map(String::as_str);
+        let mut warnings = export::platform_warnings(source, asked)?;
+        if exporters.is_empty() && !warnings.is_empty() {
+            let digest = Digest::of(base::id::fresh());
+            let step = Step::begin(self.sink, digest.clone(), "Verifying build result".to_owned());
+            self.warn(&digest, std::mem::take(&mut warnings));
+            step.end(Ok(()))?;
+        }
         let sites = exporters.iter().map(|exporter| {
             let digest = Digest::of(format!("{session}-export-{}", exporter.id()));
             let inline = caches.inline.then(|| remote.inline(made, digest.clone()) as Arc<_>);
@@ -205,7 +213,9 @@ impl Work<'_> {
                 progress: self.sink.vertex(digest.clone()),
                 scope: self.scope.clone(),
             };
-            (exporter, Step::begin(self.sink, digest, exporter.name()), cx)
+            let step = Step::begin(self.sink, digest.clone(), exporter.name());
+            self.warn(&digest, std::mem::take(&mut warnings));
+            (exporter, step, cx)
         });
         // Each is one step to people, and two to us: what leaves the machine for
         // good leaves when all of them have succeeded.
@@ -233,6 +243,21 @@ impl Work<'_> {
             done.pins.extend(exported.pins);
         }
         Ok(done)
+    }
+
+    /// Tells the author of the build, with the step `vertex`.
+    fn warn(&self, vertex: &Digest, warnings: Vec<String>) {
+        for short in warnings {
+            self.sink.send(Event::Warning(Warning {
+                vertex: vertex.clone(),
+                level: 0,
+                short: short.into_bytes(),
+                detail: Vec::new(),
+                url: String::new(),
+                source: None,
+                ranges: Vec::new(),
+            }));
+        }
     }
 
     /// Puts into the record what is known of the result: what its frontend said
