@@ -33,9 +33,8 @@ impl Machine {
         let mut unpack = Command::new("tar");
         unpack.arg("-C").arg(&root).arg("-xf").arg(base);
         process::run(unpack)?.ok()?;
-        let programs = places::program("buildkitd")?;
         let mut package = Command::new(places::workspace().join("systemd/package.sh"));
-        package.arg(programs.parent().context("directory of the programs")?).arg(root.join("buildkit.deb"));
+        package.arg(places::programs()?).arg(root.join("buildkit.deb"));
         // Programs for tests are large, and the package is thrown away.
         package.env("DPKG_DEB_COMPRESSOR_TYPE", "none");
         process::run(package)?.ok().context("make the package")?;

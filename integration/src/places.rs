@@ -19,21 +19,26 @@ pub fn cache() -> PathBuf {
     })
 }
 
+/// Where the programs under test are.
+///
+/// # Errors
+/// When this program is not in a target directory.
+pub fn programs() -> Result<PathBuf> {
+    if let Some(directory) = std::env::var_os("BUILDKIT_TEST_BIN") {
+        return Ok(PathBuf::from(directory));
+    }
+    let own = std::env::current_exe().context("path of this program")?;
+    // Tests are a directory below the programs.
+    let beside = own.ancestors().skip(1).find(|dir| !dir.ends_with("deps"));
+    Ok(beside.context("this program is not in a target directory")?.to_owned())
+}
+
 /// One of the programs under test.
 ///
 /// # Errors
 /// When it has not been built.
 pub fn program(name: &str) -> Result<PathBuf> {
-    let directory = match std::env::var_os("BUILDKIT_TEST_BIN") {
-        Some(directory) => PathBuf::from(directory),
-        None => {
-            let own = std::env::current_exe().context("path of this program")?;
-            // Tests are a directory below the programs.
-            let beside = own.ancestors().skip(1).find(|dir| !dir.ends_with("deps"));
-            beside.context("this program is not in a target directory")?.to_owned()
-        }
-    };
-    existing(directory.join(name), "build it with `cargo build`")
+    existing(programs()?.join(name), "build it with `cargo build`")
 }
 
 /// An unmodified `docker-buildx`.

@@ -66,20 +66,24 @@ impl Bench {
     }
 }
 
-/// What the Dockerfile of the image copies, with the programs under test.
-fn context() -> Result<TempDir> {
+/// `make image` with the programs under test, in a directory of its own, where
+/// `build` stands for `docker build`. Gives what the Dockerfile copies.
+fn make_image(engine: Option<&Dockerd>, build: &str) -> Result<TempDir> {
     let context = TempDir::with_prefix("bk-image-context-")?;
-    let path = |name: &str| context.path().join(name);
-    std::fs::create_dir_all(path("target/image"))?;
     let mut copy = Command::new("cp");
     let source = places::workspace();
-    copy.arg("-r").args([source.join("Dockerfile"), source.join("images")]).arg(context.path());
+    copy.arg("-r")
+        .args(["Dockerfile", "Makefile", "images"].map(|name| source.join(name)))
+        .arg(context.path());
     process::run(copy)?.ok()?;
-    for name in ["buildkitd", "buildctl", "buildkit-cni"] {
-        let mut strip = Command::new("strip");
-        strip.arg("-o").arg(path("target/image").join(name)).arg(places::program(name)?);
-        process::run(strip)?.ok()?;
+    let mut make = Command::new("make");
+    if let Some(engine) = engine {
+        engine.equip(&mut make);
     }
+    // The programs are built already.
+    make.current_dir(context.path()).args(["--old-file=build", "image"]).arg(format!("DOCKER_BUILD={build}"));
+    make.arg(format!("PROGRAMS={}", places::programs()?.display()));
+    process::run(make)?.ok()?;
     Ok(context)
 }
 
@@ -90,7 +94,7 @@ fn build_images(into: &Path) -> Result<()> {
     let mirror = Some(registry.host().to_owned());
     let mut daemon = Daemon::start(Options { net: Net::Host, mirror, ..Options::default() })?;
     let buildx = integration::Buildx::new(&daemon)?;
-    let context = context()?;
+    let context = make_image(None, "true")?;
     for ((variant, file), tag) in VARIANTS.into_iter().zip(["local", "rootless"]) {
         let output = format!("type=docker,name=buildkit-cni:{tag},dest={}", into.join(file).display());
         let variant = format!("--build-arg=VARIANT={variant}");
@@ -171,24 +175,7 @@ fn stock(_: &Bench) -> Result<()> {
     let engine = Dockerd::start()?;
     let base = places::provided(places::cache().join("images/debian.tar"))?;
     engine.run(&["import", &base.display().to_string(), "debian:bookworm-slim"])?.ok()?;
-    let context = TempDir::with_prefix("bk-image-context-")?;
-    let mut copy = Command::new("cp");
-    let source = places::workspace();
-    copy.arg("-r")
-        .args(["Dockerfile", "Makefile", "images"].map(|name| source.join(name)))
-        .arg(context.path());
-    process::run(copy)?.ok()?;
-    // As a person does it, but with programs that are built already.
-    let programs = places::program("buildkitd")?;
-    let mut make = Command::new("make");
-    engine.equip(&mut make);
-    make.current_dir(context.path()).args([
-        "--old-file=build",
-        "image",
-        "DOCKER_BUILD=docker build --network=host",
-    ]);
-    make.arg(format!("PROGRAMS={}", programs.parent().context("directory of the programs")?.display()));
-    process::run(make)?.ok()?;
+    make_image(Some(&engine), "docker build --network=host")?;
     let run = engine.run(&["run", "--rm", "--network=none", "buildkit-cni:local", "--version"])?.ok()?;
     ensure!(run.split_whitespace().count() == 4, "{run}");
     Ok(())

@@ -314,8 +314,7 @@ fn no_loop(b: &Bench) -> Result<()> {
 
 fn install(_: &Bench) -> Result<()> {
     let directory = TempDir::with_prefix("bk-install-")?;
-    let programs = places::program("buildkitd")?;
-    let programs = programs.parent().context("directory of the programs")?.display().to_string();
+    let programs = places::programs()?.display().to_string();
     let make = |goal: &str| {
         let mut make = Command::new("make");
         make.arg("--directory").arg(places::workspace()).args(["--silent", goal, "PREFIX=/opt/bk"]);

@@ -9,6 +9,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use base::digest::hex;
 use base::progress::Event;
 use base::{Failure, Timestamp};
 use parking_lot::Mutex;
@@ -56,10 +57,6 @@ fn decode(hex: &str, out: &mut [u8]) -> Option<()> {
         *byte = u8::from_str_radix(hex.get(at * 2..at * 2 + 2)?, 16).ok()?;
     }
     Some(())
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 /// Something that took time.

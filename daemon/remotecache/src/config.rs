@@ -16,9 +16,9 @@ pub(crate) const MEDIA_TYPE: &str = "application/vnd.buildkit.cacheconfig.v0";
 /// The document. The order of fields is that of Go.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Config {
-    #[serde(default, deserialize_with = "list", skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, deserialize_with = "gojson::nullable", skip_serializing_if = "Vec::is_empty")]
     pub(crate) layers: Vec<Layer>,
-    #[serde(default, deserialize_with = "list", skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, deserialize_with = "gojson::nullable", skip_serializing_if = "Vec::is_empty")]
     pub(crate) records: Vec<Record>,
 }
 
@@ -55,9 +55,14 @@ pub(crate) struct Annotations {
 /// What was done, on what, and what came of it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Record {
-    #[serde(default, rename = "layers", deserialize_with = "list", skip_serializing_if = "Vec::is_empty")]
+    #[serde(
+        default,
+        rename = "layers",
+        deserialize_with = "gojson::nullable",
+        skip_serializing_if = "Vec::is_empty"
+    )]
     pub(crate) results: Vec<Result>,
-    #[serde(default, deserialize_with = "list", skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, deserialize_with = "gojson::nullable", skip_serializing_if = "Vec::is_empty")]
     pub(crate) chains: Vec<Chain>,
     #[serde(default, deserialize_with = "digest", skip_serializing_if = "Option::is_none")]
     pub(crate) digest: Option<Digest>,
@@ -78,7 +83,7 @@ pub(crate) struct Result {
 /// Layers, whatever is below them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Chain {
-    #[serde(default, deserialize_with = "list")]
+    #[serde(default, deserialize_with = "gojson::nullable")]
     pub(crate) layers: Vec<i64>,
     #[serde(default = "never", rename = "createdAt", deserialize_with = "when", serialize_with = "year_one")]
     pub(crate) created: Timestamp,
@@ -128,13 +133,8 @@ fn digest<'de, D: Deserializer<'de>>(d: D) -> std::result::Result<Option<Digest>
     if text.is_empty() { Ok(None) } else { text.parse().map(Some).map_err(serde::de::Error::custom) }
 }
 
-/// A list that may be `null`.
-fn list<'de, D: Deserializer<'de>, T: Deserialize<'de>>(d: D) -> std::result::Result<Vec<T>, D::Error> {
-    Ok(Option::deserialize(d)?.unwrap_or_default())
-}
-
 fn inputs<'de, D: Deserializer<'de>>(d: D) -> std::result::Result<Vec<Vec<Input>>, D::Error> {
-    let all: Vec<Option<Vec<Input>>> = list(d)?;
+    let all: Vec<Option<Vec<Input>>> = gojson::nullable(d)?;
     Ok(all.into_iter().map(Option::unwrap_or_default).collect())
 }
 
