@@ -32,6 +32,7 @@ pub mod project;
 pub mod rawjson;
 pub mod registry;
 pub mod sources;
+pub mod stores;
 pub mod suite;
 
 pub use bench::Bench;
@@ -43,3 +44,4 @@ pub use machine::Machine;
 pub use process::{Run, Service, wait_for};
 pub use project::Project;
 pub use registry::Registry;
+pub use stores::Store;

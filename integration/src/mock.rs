@@ -21,6 +21,8 @@ pub struct Request {
     pub path: String,
     /// By lower-case name.
     pub headers: BTreeMap<String, String>,
+    /// What was sent with it.
+    pub body: Vec<u8>,
 }
 
 /// An answer.
@@ -92,7 +94,7 @@ impl Mock {
         &self.host
     }
 
-    /// What was asked.
+    /// What was asked, without bodies.
     pub fn seen(&self) -> Vec<Request> {
         self.seen.lock().map(|s| s.clone()).unwrap_or_default()
     }
@@ -116,10 +118,11 @@ fn serve(stream: &TcpStream, log: &Mutex<Vec<Request>>, answer: &dyn Fn(&Request
     let (method, path) = words.next().zip(words.next()).context("request line")?;
     let headers = read_headers(&mut reader)?;
     let length = headers.get("content-length").and_then(|l| l.parse().ok()).unwrap_or(0);
-    std::io::copy(&mut reader.take(length), &mut std::io::sink())?;
-    let request = Request { method, path, headers };
+    let mut body = Vec::new();
+    reader.take(length).read_to_end(&mut body)?;
+    let request = Request { method, path, headers, body };
     if let Ok(mut log) = log.lock() {
-        log.push(request.clone());
+        log.push(Request { body: Vec::new(), ..request.clone() });
     }
     let reply = answer(&request);
     let mut head = format!("HTTP/1.1 {} Told\r\nConnection: close\r\n", reply.status);

@@ -80,6 +80,8 @@ fn configuration(_: &Bench) -> Result<()> {
     start.fails("exec", &[], 78, &["buildkitd.toml:2: address: "])?;
     std::fs::write(&file, "[worker.oci]\nsnapshotter = \"zfs\"\n")?;
     start.fails("exec", &[], 78, &["zfs", "expected auto, overlayfs or native"])?;
+    std::fs::write(&file, "[Cache.GHA.verify]\nrequired = true\n")?;
+    start.fails("exec", &[], 78, &["[cache.gha] sign and verify", "neither signs"])?;
     std::fs::remove_file(&file)?;
     std::fs::create_dir(&file)?;
     start.fails("exec", &[], 78, &["read ", "buildkitd.toml", "directory"])

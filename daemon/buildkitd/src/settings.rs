@@ -114,6 +114,7 @@ impl Settings {
     pub(crate) fn new(flags: Flags, config: Config) -> Result<Self> {
         let oci = config.worker.oci;
         check_workers(&flags, oci.enabled, config.worker.containerd.as_ref())?;
+        check_caches(&config.cache)?;
         let mode = rootless::Mode::new(&flags, oci.rootless, oci.no_process_sandbox)?;
         let root = flags.root.or(config.root).unwrap_or_else(rootless::root);
         let root = std::path::absolute(&root).with_context(|| format!("root {}", root.display()))?;
@@ -228,6 +229,14 @@ fn check_workers(flags: &Flags, enabled: Option<bool>, containerd: Option<&toml:
         }
         "false" | "auto" => {}
         other => bail!("--containerd-worker={other}: this daemon builds with the OCI worker only"),
+    }
+    Ok(())
+}
+
+/// A cache that is neither signed nor verified would pass for one that is.
+fn check_caches(cache: &config::Cache) -> Result<()> {
+    if cache.gha.sign.is_some() || cache.gha.verify.required {
+        bail!("[cache.gha] sign and verify: this daemon neither signs caches nor verifies their signatures");
     }
     Ok(())
 }

@@ -9,22 +9,28 @@
 //!
 //! * `chains` puts records in order, `collect` makes them of the solver's keys.
 //! * `imported` is a cache that was read, `import` reads it.
-//! * `inline`, `registry` and `local` are where caches are.
+//! * `inline`, `registry` and `local` are where caches are; so are `s3`, `azblob` and
+//!   `gha`, which keep `objects` and are spoken to through `web`.
 //!
 //! What is read is not believed: indexes and circles are checked, layers are
 //! verified when they are fetched, and what cannot be used is not there.
 
+mod azblob;
 mod chains;
 mod collect;
 mod config;
 mod content;
 mod error;
+mod gha;
 mod import;
 mod imported;
 mod inline;
 mod local;
+mod objects;
 mod options;
 mod registry;
+mod s3;
+mod web;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -46,7 +52,8 @@ pub use inline::Inline;
 pub use options::Attrs;
 
 use collect::Collected;
-use options::Form;
+use objects::Cloud;
+use options::{Env, Form};
 
 /// What caches are written and read with.
 #[derive(Clone)]
@@ -73,6 +80,7 @@ pub struct Context {
 enum Kind {
     Registry(registry::Named, Form),
     Local(local::Dest, Form),
+    Objects(Box<dyn Cloud>),
 }
 
 /// A cache to be written.
@@ -118,7 +126,9 @@ pub fn exports<'a>(
     for (kind, attrs) in wanted.into_iter().filter(|(kind, _)| *kind != "inline") {
         let configured = exporter(kind, attrs, session);
         let exporter = configured.map_err(|e| match kind {
-            "registry" | "local" => e.context(format!("failed to configure {kind} cache exporter")),
+            "registry" | "local" | "s3" | "azblob" | "gha" => {
+                e.context(format!("failed to configure {kind} cache exporter"))
+            }
             _ => e,
         })?;
         exports.exporters.push(exporter);
@@ -133,7 +143,10 @@ fn exporter(kind: &str, attrs: &Attrs, session: &str) -> Result<Exporter, Failur
             return Err(Error::attribute("local cache exporter/importer requires session").into());
         }
         "local" => Kind::Local(local::Dest::new(attrs)?, Form::new(attrs)?),
-        _ => return Err(Error::UnknownExporter(kind.to_owned()).into()),
+        _ => match cloud(kind, attrs)? {
+            Some(cloud) => Kind::Objects(cloud),
+            None => return Err(Error::UnknownExporter(kind.to_owned()).into()),
+        },
     };
     let mode = match attrs.get("mode").map(String::as_str) {
         Some("max") => Mode::Max,
@@ -144,12 +157,24 @@ fn exporter(kind: &str, attrs: &Attrs, session: &str) -> Result<Exporter, Failur
     Ok(Exporter { kind, mode, compression, ignore_error: ignore_error.unwrap_or(false) })
 }
 
+/// The stores of objects; none if `kind` is none of them.
+fn cloud(kind: &str, attrs: &Attrs) -> Result<Option<Box<dyn Cloud>>, Failure> {
+    let cloud: Box<dyn Cloud> = match kind {
+        "s3" => Box::new(s3::Options::new(attrs, Env::own())?),
+        "azblob" => Box::new(azblob::Options::new(attrs, Env::own())?),
+        "gha" => Box::new(gha::Options::new(attrs)?),
+        _ => return Ok(None),
+    };
+    Ok(Some(cloud))
+}
+
 impl Exporter {
     /// For people.
     pub fn name(&self) -> &'static str {
-        match self.kind {
+        match &self.kind {
             Kind::Registry(..) => "exporting cache to registry",
             Kind::Local(..) => "exporting cache to client directory",
+            Kind::Objects(cloud) => cloud.title(),
         }
     }
 
@@ -188,6 +213,11 @@ impl Exporter {
                 let target = dest.target(deps, &context.session).await?;
                 content::write(&target, *form, &made, &op.progress).await?
             }
+            Kind::Objects(cloud) => {
+                let objects = cloud.open(deps.images.registries().downloads().await?).await?;
+                objects::write(&*objects, &made, &op.progress).await?;
+                None
+            }
         };
         status.finish();
         let mut response = BTreeMap::new();
@@ -221,6 +251,11 @@ pub async fn import(
     context: &Context,
     progress: &VertexSink,
 ) -> Result<Imported, Failure> {
+    let configure = |e: Failure| e.context(format!("failed to configure {kind} cache importer"));
+    if let Some(cloud) = cloud(kind, attrs).map_err(configure)? {
+        let downloads = deps.images.registries().downloads().await?;
+        return objects::import(cloud.open(downloads).await.map_err(configure)?, deps.refs.clone()).await;
+    }
     let found = match kind {
         "registry" => match registry::Named::new(attrs) {
             Ok(named) => named.find(deps, &context.access).await,
@@ -229,6 +264,6 @@ pub async fn import(
         "local" => local::find(attrs, deps, &context.session).await,
         _ => return Err(Error::UnknownImporter(kind.to_owned()).into()),
     };
-    let (place, root) = found.map_err(|e| e.context(format!("failed to configure {kind} cache importer")))?;
+    let (place, root) = found.map_err(configure)?;
     import::import(place, &root, deps.refs.clone(), progress).await
 }

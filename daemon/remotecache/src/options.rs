@@ -44,6 +44,37 @@ pub(crate) fn flag(attrs: &Attrs, key: &'static str) -> Result<Option<bool>, Err
     parsed.map(Some).ok_or_else(|| Error::NotBool { key, value: value.clone() })
 }
 
+/// The daemon's environment: what there is in place of attributes, and what gives
+/// access to clouds.
+#[derive(Clone, Default)]
+pub(crate) struct Env(BTreeMap<String, String>);
+
+impl Env {
+    /// That of this process.
+    pub(crate) fn own() -> Self {
+        let texts =
+            std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)));
+        Self(texts.collect())
+    }
+
+    /// A variable that is not empty.
+    pub(crate) fn get(&self, name: &str) -> Option<&str> {
+        text(&self.0, name)
+    }
+}
+
+#[cfg(test)]
+impl<const N: usize> From<[(&str, &str); N]> for Env {
+    fn from(pairs: [(&str, &str); N]) -> Self {
+        Self(pairs.map(|(k, v)| (k.to_owned(), v.to_owned())).into())
+    }
+}
+
+/// The names of a cache, between semicolons.
+pub(crate) fn names(attrs: &Attrs) -> Vec<String> {
+    attrs.get("name").map_or("buildkit", String::as_str).split(';').map(str::to_owned).collect()
+}
+
 /// A text that is not empty.
 pub(crate) fn text<'a>(attrs: &'a Attrs, key: &str) -> Option<&'a str> {
     attrs.get(key).map(String::as_str).filter(|value| !value.is_empty())

@@ -30,7 +30,29 @@ pub(crate) struct Config {
     pub(crate) frontend: BTreeMap<String, Frontend>,
     pub(crate) registry: BTreeMap<String, Registry>,
     pub(crate) cdi: Cdi,
+    pub(crate) cache: Cache,
     pub(crate) worker: Workers,
+}
+
+/// Remote caches.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Cache {
+    pub(crate) gha: Gha,
+}
+
+/// What caches in GitHub's actions are signed with, and whether they must be.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Gha {
+    pub(crate) sign: Option<toml::Table>,
+    pub(crate) verify: Verify,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Verify {
+    pub(crate) required: bool,
 }
 
 /// Devices by name.

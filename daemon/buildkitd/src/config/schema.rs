@@ -66,6 +66,13 @@ pub(crate) const FILE: Level = Table(&[
     ("frontend", Each(&Table(&[("enabled", Leaf), ("allowedRepositories", Leaf)]))),
     ("registry", Each(&REGISTRY)),
     ("otel", Table(&[("socketPath", Leaf)])),
+    (
+        "cache",
+        Table(&[(
+            "gha",
+            Table(&[("sign", Leaf), ("verify", Table(&[("required", Leaf), ("policy", Leaf)]))]),
+        )]),
+    ),
     ("cdi", Table(&[("disabled", Leaf), ("specDirs", Leaf), ("autoAllowed", Leaf)])),
     (
         "worker",

@@ -1,0 +1,133 @@
+//! Who the daemon is for Azure where no key is given: an application with a secret,
+//! an identity in a cluster, or the machine's own. These are the first of what
+//! Azure's own SDK tries, in its order.
+
+use base::gotext::parse_int;
+use base::secret::Secret;
+use base::{Failure, Timestamp};
+use registry::Downloads;
+use reqwest::{Method, Url};
+use serde::Deserialize;
+use std::time::Duration;
+
+use super::PATIENCE;
+use crate::Error;
+use crate::options::Env;
+use crate::web::{self, Headers, Lease, MAX_ANSWER, Payload, Request, Web, encode};
+
+/// What access is asked for.
+const RESOURCE: &str = "https://storage.azure.com/";
+/// The machine answers at once, or there is none that would.
+const MACHINE: Duration = Duration::from_secs(5);
+
+/// Tokens for the storage, as long as they are good.
+pub(super) struct Identity {
+    env: Env,
+    web: Web,
+    held: Lease<Secret>,
+}
+
+/// Seconds are a number, or a text from machines.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Seconds {
+    Number(i64),
+    Text(String),
+}
+
+#[derive(Deserialize)]
+struct Answer {
+    access_token: String,
+    expires_in: Seconds,
+}
+
+impl Identity {
+    pub(super) fn new(env: Env, downloads: Downloads) -> Self {
+        Self { env, web: Web::new(downloads, PATIENCE), held: Lease::default() }
+    }
+
+    /// A token that is good now.
+    ///
+    /// # Errors
+    /// When there is none to be had.
+    pub(super) async fn token(&self) -> Result<String, Failure> {
+        if let Some(token) = self.held.get() {
+            return Ok(token.expose().to_owned());
+        }
+        let answer = self.ask().await.map_err(|e| e.context("failed to create default azure credentials"))?;
+        let seconds = match answer.expires_in {
+            Seconds::Number(seconds) => seconds,
+            Seconds::Text(text) => parse_int(&text, 64).unwrap_or(0),
+        };
+        let until = Timestamp::from_secs(Timestamp::now().secs().saturating_add(seconds));
+        self.held.set(&Secret::new(answer.access_token.as_str()), until);
+        Ok(answer.access_token)
+    }
+
+    async fn ask(&self) -> Result<Answer, Failure> {
+        let env = &self.env;
+        let known = env.get("AZURE_TENANT_ID").zip(env.get("AZURE_CLIENT_ID"));
+        if let Some((tenant, client)) = known {
+            let file = env.get("AZURE_FEDERATED_TOKEN_FILE");
+            let proof = match (env.get("AZURE_CLIENT_SECRET"), file) {
+                (Some(secret), _) => Some(format!("client_secret={}", encode(secret, ""))),
+                (None, Some(file)) => {
+                    let kind = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
+                    let token = encode(&web::secret(file).await?, "");
+                    Some(format!("client_assertion_type={}&client_assertion={token}", encode(kind, "")))
+                }
+                (None, None) => None,
+            };
+            if let Some(proof) = proof {
+                let authority =
+                    env.get("AZURE_AUTHORITY_HOST").unwrap_or("https://login.microsoftonline.com");
+                let address =
+                    format!("{}/{}/oauth2/v2.0/token", authority.trim_end_matches('/'), encode(tenant, ""));
+                let scope = encode(&format!("{RESOURCE}.default"), "");
+                let client = encode(client, "");
+                let form = format!("grant_type=client_credentials&client_id={client}&scope={scope}&{proof}");
+                let headers = vec![("content-type", "application/x-www-form-urlencoded".to_owned())];
+                return self.fetch(Method::POST, &address, Payload::Bytes(form.into()), headers).await;
+            }
+        }
+        let mut address = format!(
+            "http://169.254.169.254/metadata/identity/oauth2/token?api-version=2018-02-01&resource={}",
+            encode(RESOURCE, "")
+        );
+        if let Some(client) = env.get("AZURE_CLIENT_ID") {
+            address.push_str(&format!("&client_id={}", encode(client, "")));
+        }
+        let headers = vec![("metadata", "true".to_owned())];
+        let asked = self.fetch(Method::GET, &address, Payload::Nothing, headers);
+        let none = || {
+            Error::attribute(
+                "give secret_access_key, or set AZURE_TENANT_ID, AZURE_CLIENT_ID and AZURE_CLIENT_SECRET or \
+                 AZURE_FEDERATED_TOKEN_FILE for the daemon; this machine has no identity of its own",
+            )
+        };
+        match tokio::time::timeout(MACHINE, asked).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(failure)) => {
+                tracing::debug!(%failure, "identity of this machine");
+                Err(none().into())
+            }
+            Err(_) => Err(none().into()),
+        }
+    }
+
+    async fn fetch(
+        &self,
+        method: Method,
+        address: &str,
+        payload: Payload,
+        headers: Headers,
+    ) -> Result<Answer, Failure> {
+        let url: Url = address.parse().map_err(|e| Failure::invalid(format!("address for tokens: {e}")))?;
+        let request = Request { method, url: &url, payload: &payload, once: false };
+        let answer = web::success(self.web.send(&request, || headers.clone()).await?).await?;
+        let json = web::read(answer, MAX_ANSWER).await?;
+        let invalid =
+            |e: serde_json::Error| Error::Document { what: "answer with a token", reason: e.to_string() };
+        Ok(serde_json::from_slice(&json).map_err(invalid)?)
+    }
+}
