@@ -244,8 +244,9 @@ fn ensure_bridge(host: &mut Socket, conf: &Conf, vlans: &Vlans) -> Result<Link, 
                 host.create(name, "bridge", conf.mtu)
             };
             match made {
+                Ok(()) => keep_address(host, name)?,
                 // Somebody else was faster.
-                Ok(()) | Err(Errno::EXIST) => {}
+                Err(Errno::EXIST) => {}
                 Err(Errno::OPNOTSUPP) if vlans.any() => {
                     let text = format!("create bridge {name}: this kernel has no bridges with VLANs");
                     return Err(PluginError::new(Code::Unavailable, text));
@@ -268,6 +269,17 @@ fn ensure_bridge(host: &mut Socket, conf: &Conf, vlans: &Vlans) -> Result<Link, 
         host.set_promiscuous(bridge.index, true).map_err(failed("set bridge promiscuous"))?;
     }
     Ok(bridge)
+}
+
+/// Makes a new bridge keep the hardware address it has. Otherwise it has the lowest of its
+/// ports, another one whenever they come and go, and containers speak to an address that
+/// is gone for as long as they remember it: their connections hang for up to a minute.
+fn keep_address(host: &mut Socket, name: &str) -> Result<(), PluginError> {
+    let made = host.link(name).map_err(failed("look for bridge"))?;
+    match made.and_then(|bridge| Some((bridge.index, parse_mac(&bridge.mac)?))) {
+        Some((index, mac)) => host.set_mac(index, mac).map_err(failed("set the address of the bridge")),
+        None => Err(PluginError::other(format!("bridge {name} is gone"))),
+    }
 }
 
 /// What the gateway's address belongs to: the bridge, or, where the container is in a VLAN of

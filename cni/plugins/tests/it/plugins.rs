@@ -8,6 +8,7 @@ use std::sync::Arc;
 use cni::chain::Chain;
 use cni::{Attachment, Error, NetworkConfig, NetworkResult};
 use cni_plugins::Plugins;
+use cni_plugins::netlink::Socket;
 use serde_json::{Value, json};
 use sys::netns::NetNs;
 
@@ -271,6 +272,29 @@ fn addresses_that_are_not_theirs() {
             // Debian's leave chains behind that hold nothing.
             said("nft flush ruleset");
         }
+    });
+}
+
+#[test]
+fn a_bridge_keeps_its_address() {
+    world(|world| async move {
+        let config = json!({"cniVersion": "1.0.0", "name": "kept", "plugins": [
+            {"type": "bridge", "bridge": "kept0", "isGateway": true,
+             "ipam": host_local(&world, "10.85.0.0/24", Whose::InProcess)},
+        ]});
+        let chain = chain(&world, Whose::InProcess, &config);
+        let address = || Socket::route().unwrap().link("kept0").unwrap().unwrap().mac;
+        let containers: Vec<_> = (0..6).map(|n| Container::new(&world, &format!("k{n}"))).collect();
+        let mut first = None;
+        for container in &containers {
+            chain.add(&container.attachment).unwrap();
+            assert_eq!(address(), *first.get_or_insert_with(address));
+        }
+        for container in &containers {
+            chain.del(&container.attachment, None, false).unwrap();
+            assert_eq!(Some(address()), first);
+        }
+        world.delete_link("kept0");
     });
 }
 
