@@ -59,7 +59,7 @@ impl Reply {
     }
 }
 
-/// A server on loopback.
+/// A server, mostly on loopback.
 pub struct Mock {
     host: String,
     seen: Arc<Mutex<Vec<Request>>>,
@@ -73,7 +73,18 @@ impl Mock {
     /// # Errors
     /// When there is no port.
     pub fn start(answer: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> Result<Self> {
-        let listener = TcpListener::bind("127.0.0.1:0")?;
+        Self::start_on("127.0.0.1:0", answer)
+    }
+
+    /// Starts one that listens on `address`.
+    ///
+    /// # Errors
+    /// When it cannot.
+    pub fn start_on(
+        address: &str,
+        answer: impl Fn(&Request) -> Reply + Send + Sync + 'static,
+    ) -> Result<Self> {
+        let listener = TcpListener::bind(address)?;
         let host = listener.local_addr()?.to_string();
         let (seen, stop) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(false)));
         let (log, stopped, answer) = (seen.clone(), stop.clone(), Arc::new(answer));
@@ -92,6 +103,11 @@ impl Mock {
     /// Its host and port.
     pub fn host(&self) -> &str {
         &self.host
+    }
+
+    /// Its port.
+    pub fn port(&self) -> &str {
+        self.host.rsplit_once(':').map_or("", |(_, port)| port)
     }
 
     /// What was asked, without bodies.

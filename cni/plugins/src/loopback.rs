@@ -1,14 +1,28 @@
-//! `loopback`: the interface `lo`, set up.
+//! `loopback`: the interface `lo`, set up; with further addresses where the runtime
+//! asks for some.
 
 use cni::result::{Address, Interface};
 use cni::{Call, Cidr, Code, Command, NetworkResult, Plugin, PluginError};
+use serde::Deserialize;
 
-use crate::conf::{failed, failed_io, failed_sys, netns, netns_path, previous};
+use crate::conf::{failed, failed_io, failed_sys, netns, netns_path, previous, read};
 use crate::netlink::Socket;
 
 const NAME: &str = "lo";
 
 pub(crate) struct Loopback;
+
+#[derive(Deserialize)]
+struct Conf {
+    #[serde(rename = "runtimeConfig", default)]
+    runtime: Runtime,
+}
+
+#[derive(Deserialize, Default)]
+struct Runtime {
+    #[serde(default)]
+    ips: Vec<String>,
+}
 
 impl Plugin for Loopback {
     fn call(&self, call: &Call<'_>) -> Result<Option<NetworkResult>, PluginError> {
@@ -26,6 +40,11 @@ fn add(call: &Call<'_>) -> Result<NetworkResult, PluginError> {
         netns(call)?.run(Socket::route).map_err(failed_sys)?.map_err(failed_io("open netlink socket"))?;
     let link = find(&mut socket)?;
     socket.set_up(link).map_err(failed("set lo up"))?;
+    for text in read::<Conf>(call)?.runtime.ips {
+        let invalid = |_| PluginError::new(Code::InvalidConfig, format!("invalid address {text:?}"));
+        let address = text.parse().map_err(invalid)?;
+        socket.add_address(link, address).map_err(failed("add address to lo"))?;
+    }
     if let Some(previous) = previous(call)? {
         return Ok(previous);
     }

@@ -1,7 +1,7 @@
 //! Network namespaces for runs: made, handed out once, destroyed.
 
 use std::collections::VecDeque;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -73,7 +73,8 @@ enum Kind {
 struct Made {
     attachment: Attachment,
     path: PathBuf,
-    result: NetworkResult,
+    /// None: nothing connects it.
+    result: Option<NetworkResult>,
 }
 
 /// The network of one run.
@@ -138,6 +139,20 @@ impl Networks {
         };
         namespace.resolv_conf = namespace.settle_dns().await?;
         Ok(namespace)
+    }
+
+    /// A namespace that is connected to nothing, with `address` on its loopback interface
+    /// for what serves in it. What its `/etc/resolv.conf` says is for its owner to know.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub async fn enclosed(&self, address: Ipv4Addr) -> Result<Namespace, Failure> {
+        let inner = self.0.clone();
+        blocking(move || {
+            let made = inner.enclose(address)?;
+            Ok(Namespace::new(inner, Some(made)))
+        })
+        .await
     }
 
     /// Destroys namespaces that are ready and what is left of the default network.
@@ -324,11 +339,11 @@ impl Inner {
         };
         self.ledger.note(chain, &attachment, None)?;
         let result = NetNs::create(|| {}).and_then(|(ns, ())| ns.bind(&path)).map_err(Error::from);
-        let result = result.and_then(|()| self.loopback(&path)).and_then(|()| chain.add(&attachment));
+        let result = result.and_then(|()| self.loopback(&path, None)).and_then(|()| chain.add(&attachment));
         match result {
             Ok(result) => {
                 self.ledger.note(chain, &attachment, Some(&result))?;
-                Ok(Made { attachment, path, result })
+                Ok(Made { attachment, path, result: Some(result) })
             }
             Err(e) => {
                 // The chain has undone its part.
@@ -341,7 +356,28 @@ impl Inner {
         }
     }
 
-    fn loopback(&self, netns: &Path) -> Result<(), Error> {
+    /// The ledger needs no entry for what the file alone keeps alive.
+    fn enclose(&self, address: Ipv4Addr) -> Result<Made, Error> {
+        let closed = self.closed.read();
+        if *closed {
+            return Err(Error::config("network", "it has been taken down"));
+        }
+        let id = base::id::fresh();
+        let path = self.ledger.namespace(&id);
+        let (namespace, ()) = NetNs::create(|| {})?;
+        namespace.bind(&path)?;
+        if let Err(e) = self.loopback(&path, Some(address)) {
+            if let Err(undo) = sys::netns::unbind(&path) {
+                tracing::warn!(id, error = %undo, "remove half-made network namespace");
+            }
+            return Err(e);
+        }
+        let attachment = Attachment { container_id: id, netns: Some(path.clone()), ..Attachment::default() };
+        Ok(Made { attachment, path, result: None })
+    }
+
+    /// Sets the loopback interface up, with a further address if one is given.
+    fn loopback(&self, netns: &Path, address: Option<Ipv4Addr>) -> Result<(), Error> {
         const KIND: &str = "loopback";
         let plugin = self
             .bundled
@@ -349,7 +385,10 @@ impl Inner {
             .ok_or_else(|| Error::NoPlugin { kind: KIND.into(), searched: PathBuf::new() })?;
         let attachment =
             Attachment { netns: Some(netns.to_owned()), ifname: "lo".into(), ..Attachment::default() };
-        let config = serde_json::json!({"cniVersion": "1.0.0", "name": "lo", "type": KIND});
+        let ips: Vec<String> = address.iter().map(|address| format!("{address}/32")).collect();
+        let config = serde_json::json!({
+            "cniVersion": "1.0.0", "name": "lo", "type": KIND, "runtimeConfig": {"ips": ips},
+        });
         let call = Call {
             command: Command::Add,
             attachment: &attachment,
@@ -366,11 +405,13 @@ impl Inner {
 
     /// What the namespace ends with need not be removed from it first.
     fn destroy(&self, made: &Made) -> Result<(), Error> {
-        let Kind::Plugins { chain, .. } = &self.kind else { return Ok(()) };
-        let disconnected = chain.del(&made.attachment, Some(&made.result), true);
+        let (Kind::Plugins { chain, .. }, Some(result)) = (&self.kind, &made.result) else {
+            return Ok(sys::netns::unbind(&made.path)?);
+        };
+        let disconnected = chain.del(&made.attachment, Some(result), true);
         sys::netns::unbind(&made.path)?;
         let mut pool = self.pool.lock();
-        let ends = made.result.interfaces.iter().filter(|i| i.sandbox.is_empty());
+        let ends = result.interfaces.iter().filter(|i| i.sandbox.is_empty());
         pool.leaving.extend(ends.map(|i| i.name.clone()));
         let surplus = pool.leaving.len().saturating_sub(LEAVING);
         pool.leaving.drain(..surplus);
@@ -424,7 +465,7 @@ impl Namespace {
 
     /// What plugins said of it.
     pub fn result(&self) -> Option<&NetworkResult> {
-        self.made.as_ref().map(|m| &m.result)
+        self.made.as_ref().and_then(|m| m.result.as_ref())
     }
 
     /// What its `/etc/resolv.conf` says.

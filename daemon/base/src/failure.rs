@@ -124,6 +124,23 @@ pub enum Subject {
     Content(i64),
 }
 
+/// Something a build used that cannot be told in full.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct IncompleteMaterial {
+    /// The digest of the operation that used it.
+    pub op: String,
+    /// What ran, or the name of a directory of the client.
+    pub name: String,
+    /// The method of a request.
+    pub method: String,
+    /// Where a request went.
+    pub uri: String,
+    /// Where it was sent from there.
+    pub final_uri: String,
+    /// Why, in a word.
+    pub reason: String,
+}
+
 /// Something clients read out of an error.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Detail {
@@ -147,6 +164,8 @@ pub enum Detail {
     FrontendCap(String),
     /// A request the frontend does not know.
     Subrequest(String),
+    /// What provenance that has to be complete could not tell.
+    Materials(Vec<IncompleteMaterial>),
     /// What the client that was asked says of a source it denied.
     Denied(Vec<String>),
     /// The operation, and the results it had when it failed.

@@ -237,7 +237,10 @@ impl Bridge {
         let core = &self.core;
         let graph = llb::Graph::load(definition)?;
         let behalf = self.behalf(core.sink.vertex(Digest::of(base::id::fresh())));
-        let graph = core.policies.graph(policies, graph, &core.worker, &behalf).await?;
+        let mut graph = core.policies.graph(policies, graph, &core.worker, &behalf).await?;
+        if core.values.proxy {
+            graph = ops::proxied(&graph)?;
+        }
         let plan = Plan::new(&core.worker, &core.values, definition, graph, imports)?;
         let id = RefId::new(base::id::fresh());
         self.core.plans.lock().insert(id.clone(), Arc::new(plan));
@@ -282,6 +285,13 @@ impl Bridge {
         let made = made.map_err(describe)?;
         self.asked.adopt(asked);
         Ok(made)
+    }
+
+    /// The terms on which a frontend of this build may use the network, where it may
+    /// do so only through a proxy.
+    pub(crate) fn proxy(&self) -> Option<proxy::Terms> {
+        let terms = || ops::proxy_terms(&self.core.worker, self.behalf(VertexSink::none()), None);
+        self.core.values.proxy.then(terms)
     }
 
     /// What is looked up for this build, and shown to `progress`.

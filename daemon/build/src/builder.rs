@@ -48,6 +48,8 @@ pub struct Deps {
     pub exporters: export::Deps,
     /// What builds may be allowed to do beyond the sandbox.
     pub allowed: BTreeSet<Entitlement>,
+    /// Steps of all builds reach the network only through a proxy.
+    pub proxy: bool,
     /// Which frontends there are.
     pub frontends: Frontends,
     /// What is said about the worker.
@@ -321,6 +323,7 @@ impl Builder {
             session: request.session.clone(),
             entitlements,
             policy: Some(policies.clone()),
+            proxy: request.proxy || self.deps.proxy,
             ..BuildValues::default()
         };
         Ok((values, policies))

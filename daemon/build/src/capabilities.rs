@@ -9,7 +9,7 @@ use crate::builder::Deps;
 
 /// Parts of LLB and of the gateway that are not there yet. Clients ask for
 /// capabilities before they use them; what is not announced is not asked for.
-const MISSING: &[&str] = &[caps::EXEC_META_NETWORK_PROXY, caps::EXEC_META_SECURITY_DEVICES_V1];
+const MISSING: &[&str] = &[caps::EXEC_META_SECURITY_DEVICES_V1];
 
 fn set(known: &'static [caps::Cap]) -> CapSet {
     let all = caps::announce(known).into_iter();

@@ -327,6 +327,7 @@ impl FrontendImage {
                 options: ["nosuid", "nodev", "noexec"].map(str::to_owned).to_vec(),
             }],
             network: if isolated { NetworkMode::None } else { NetworkMode::Sandbox },
+            proxy: bridge.proxy(),
             remove_mount_stubs_recursive: true,
             ..Process::default()
         })

@@ -31,7 +31,8 @@ impl Plan {
         llb: llb::Graph,
         imports: Vec<Import>,
     ) -> Result<Self, Failure> {
-        let graph = ops::graph(worker, &llb, &values.entitlements).map_err(|e| locate(&llb, e))?;
+        let graph =
+            ops::graph(worker, &llb, &values.entitlements, values.proxy).map_err(|e| locate(&llb, e))?;
         let result = llb.result();
         let vertex = llb.vertex(result).ok_or_else(|| Failure::invalid("invalid LLB: no result"))?;
         let edge = Edge::new(vertex.digest.clone(), result.output);

@@ -39,6 +39,8 @@ pub struct Request {
     pub policy: Option<Policy>,
     /// The session of a client that is asked about sources; empty when none is.
     pub policy_session: String,
+    /// Steps reach the network only through a proxy.
+    pub proxy: bool,
     /// Not shown in the history.
     pub internal: bool,
 }

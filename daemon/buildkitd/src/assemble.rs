@@ -122,6 +122,7 @@ pub(crate) async fn daemon(settings: &Settings, scope: &Scope) -> Result<Daemon>
         keys,
         exporters,
         allowed: settings.entitlements.clone(),
+        proxy: settings.proxy,
         frontends: settings.frontends.clone(),
         info,
         history: History::new(store, settings.history, cmdline, scope.child()),

@@ -72,6 +72,10 @@ pub(crate) struct Flags {
     #[arg(long, value_name = "ENTITLEMENT")]
     pub(crate) allow_insecure_entitlement: Vec<String>,
 
+    /// Let build steps reach the network only through a proxy that sees and tells what they fetch
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = BoolishValueParser::new())]
+    pub(crate) proxy_network: Option<bool>,
+
     /// Run builds with runc or crun: true, false or auto
     #[arg(long, value_name = "true|false|auto", num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "auto")]
     pub(crate) oci_worker: String,

@@ -26,6 +26,8 @@ pub(crate) struct Settings {
     /// How long builds may go on after the daemon was told to stop.
     pub(crate) grace: Duration,
     pub(crate) entitlements: BTreeSet<Entitlement>,
+    /// Steps reach the network only through a proxy.
+    pub(crate) proxy: bool,
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) platforms: Vec<Platform>,
     pub(crate) snapshotter: store::Snapshotter,
@@ -147,6 +149,7 @@ impl Settings {
             anybody: flags.allow_unauthenticated_tcp || config.grpc.allow_unauthenticated_tcp,
             grace: grace(flags.shutdown_grace.as_deref(), config.system.shutdown_grace)?,
             entitlements: entitlements(&allowed, cdi)?,
+            proxy: flags.proxy_network.unwrap_or(config.proxy_network),
             devices: if cdi {
                 let dirs = first(vec![
                     flags.cdi_spec_dir,

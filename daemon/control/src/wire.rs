@@ -9,12 +9,6 @@ use refs::{PrunePolicy, Usage};
 
 /// A `SolveRequest`.
 pub(crate) fn request(r: wire::SolveRequest) -> Result<Request, Failure> {
-    let unsupported = |what: &str| {
-        Err(Failure::new(base::Kind::Unimplemented, format!("{what} is not supported by this daemon yet")))
-    };
-    if r.proxy_network {
-        return unsupported("the proxy network");
-    }
     if !matches!(r.compatibility_version, 0 | 30) {
         let asked = r.compatibility_version;
         return Err(Failure::invalid(if asked > 30 {
@@ -52,6 +46,7 @@ pub(crate) fn request(r: wire::SolveRequest) -> Result<Request, Failure> {
         entitlements: r.entitlements,
         policy: r.source_policy,
         policy_session: r.source_policy_session,
+        proxy: r.proxy_network,
         internal: r.internal,
     })
 }

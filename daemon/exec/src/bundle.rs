@@ -18,6 +18,7 @@ use crate::filter::Filter;
 use crate::process::{Process, Security, Source};
 use crate::rootfs::{Stub, Stubs, create_cwd};
 use crate::spec::{OWN_MOUNTS, Surroundings, container};
+use crate::trust::Trust;
 use crate::user::lookup_in;
 use crate::{Attachment, Error};
 
@@ -38,6 +39,15 @@ pub(crate) struct Machine {
     pub capabilities: Vec<String>,
 }
 
+/// What a container sees of its network.
+#[derive(Debug)]
+pub(crate) struct Seen {
+    pub attachment: Attachment,
+    pub resolv_conf: String,
+    /// The certificate of an authority that it has to trust.
+    pub authority: Option<String>,
+}
+
 /// A prepared container.
 pub(crate) struct Bundle {
     pub dir: PathBuf,
@@ -45,40 +55,31 @@ pub(crate) struct Bundle {
     root: Root,
     stubs: Stubs,
     selected: Vec<Mounted>,
+    trust: Option<Trust>,
 }
 
 impl Bundle {
     /// Writes the bundle of a run and makes its mount points.
-    pub(crate) fn create(
-        machine: &Machine,
-        process: &Process,
-        network: &Attachment,
-        resolv_conf: &str,
-    ) -> Result<Self, Error> {
+    pub(crate) fn create(machine: &Machine, process: &Process, network: &Seen) -> Result<Self, Error> {
         let root = Root::open(&process.rootfs)?;
         let dir = machine.state.join(&process.id);
         DirBuilder::new().mode(0o711).create(&dir).map_err(Error::file("create", &dir))?;
         let parent =
             if process.cgroup_parent.is_empty() { &machine.cgroup_parent } else { &process.cgroup_parent };
         let cgroup = Cgroup::prepare(parent, &process.id, machine.unified_cgroup && !machine.rootless);
-        let mut bundle = Self { dir, cgroup, root, stubs: Stubs::default(), selected: Vec::new() };
-        bundle.fill(machine, process, network, resolv_conf)?;
+        let mut bundle =
+            Self { dir, cgroup, root, stubs: Stubs::default(), selected: Vec::new(), trust: None };
+        bundle.fill(machine, process, network)?;
         Ok(bundle)
     }
 
-    fn fill(
-        &mut self,
-        machine: &Machine,
-        process: &Process,
-        network: &Attachment,
-        resolv_conf: &str,
-    ) -> Result<(), Error> {
+    fn fill(&mut self, machine: &Machine, process: &Process, network: &Seen) -> Result<(), Error> {
         let user = lookup_in(&self.root, &process.user)?;
         let sources = self.select(process)?;
         self.make_stubs(process, &sources)?;
         create_cwd(&self.root, &process.cwd, user.uid, user.gid)?;
         let (resolv_path, hosts_path) = (self.dir.join("resolv.conf"), self.dir.join("hosts"));
-        write(&resolv_path, resolv_conf.as_bytes())?;
+        write(&resolv_path, network.resolv_conf.as_bytes())?;
         write(&hosts_path, hosts(process).as_bytes())?;
         let free_loop = match process.security {
             Security::Insecure if !machine.in_user_namespace => sys::process::free_loop_device().ok(),
@@ -88,7 +89,7 @@ impl Bundle {
             process,
             &Surroundings {
                 user,
-                network,
+                network: &network.attachment,
                 resolv_conf: &resolv_path,
                 hosts: &hosts_path,
                 sources: &sources,
@@ -105,7 +106,20 @@ impl Bundle {
                 free_loop,
             },
         )?;
-        self.write_json("config.json", &spec)
+        self.write_json("config.json", &spec)?;
+        if let Some(authority) = &network.authority {
+            self.trust = Trust::add(&self.root, authority)?;
+        }
+        Ok(())
+    }
+
+    /// Takes out of the root file system what must not stay in it and may be in a file that
+    /// the process has changed. Nothing of the container may run any more.
+    ///
+    /// # Errors
+    /// When it has to stay.
+    pub(crate) fn restore(&mut self) -> Result<(), Error> {
+        self.trust.take().map_or(Ok(()), |trust| trust.remove(&self.root))
     }
 
     /// Writes a file into the bundle.
@@ -181,6 +195,9 @@ impl Bundle {
 
 impl Drop for Bundle {
     fn drop(&mut self) {
+        if let Err(e) = self.restore() {
+            tracing::warn!(error = %e, "restore the trusted certificates of a root file system");
+        }
         self.stubs.remove(&self.root);
         self.selected.clear();
         self.cgroup.remove();

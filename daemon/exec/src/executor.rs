@@ -13,9 +13,10 @@ use parking_lot::Mutex;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
-use crate::bundle::{self, Bundle, Machine};
+use crate::bundle::{self, Bundle, Machine, Seen};
 use crate::filter::Filter;
 use crate::network::NoNetwork;
+use crate::proxied::Proxied;
 use crate::run::{Ended, Run};
 use crate::runtime::{Runtime, complaint, exit_code};
 use crate::{
@@ -69,6 +70,8 @@ struct Inner {
 struct Running {
     dir: PathBuf,
     rootfs: PathBuf,
+    /// Variables by which its processes find the network.
+    env: Vec<String>,
     ended: CancellationToken,
 }
 
@@ -221,29 +224,41 @@ impl Inner {
     }
 
     async fn network(&self, process: &Process, scope: &Scope) -> Result<Box<dyn Namespace>, Failure> {
-        match process.network {
-            NetworkMode::Host => HostNetwork::new(self.dns.clone()).new_namespace("").await,
-            NetworkMode::None => Ok(Box::new(NoNetwork(self.dns.clone()))),
-            NetworkMode::Sandbox => scope.run(self.network.new_namespace(&process.hostname)).await,
+        let namespace = match process.network {
+            NetworkMode::Host => HostNetwork::new(self.dns.clone()).new_namespace("").await?,
+            NetworkMode::None => return Ok(Box::new(NoNetwork(self.dns.clone()))),
+            NetworkMode::Sandbox => scope.run(self.network.new_namespace(&process.hostname)).await?,
+        };
+        match &process.proxy {
+            Some(terms) => {
+                let proxied = Proxied::open(&*self.network, namespace, terms.clone(), scope);
+                Ok(Box::new(scope.run(proxied).await?))
+            }
+            None => Ok(namespace),
         }
     }
 
     async fn run_in(
         self: &Arc<Self>,
         network: &dyn Namespace,
-        process: Process,
+        mut process: Process,
         io: Io,
         scope: &Scope,
     ) -> Result<Exit, Failure> {
-        let (attachment, resolv_conf) = (network.attachment(), network.resolv_conf().to_string());
+        let seen = Seen {
+            attachment: network.attachment(),
+            resolv_conf: network.resolv_conf().to_string(),
+            authority: network.authority().map(str::to_owned),
+        };
+        process.env.extend(network.env());
         let process = Arc::new(process);
         let (inner, described) = (self.clone(), process.clone());
-        let bundle =
-            blocking(move || Ok(Bundle::create(&inner.machine, &described, &attachment, &resolv_conf)?))
-                .await?;
+        let bundle = blocking(move || Ok(Bundle::create(&inner.machine, &described, &seen)?));
+        let mut bundle = bundle.await?;
         let running = Running {
             dir: bundle.dir.clone(),
             rootfs: process.rootfs.clone(),
+            env: network.env(),
             ended: CancellationToken::new(),
         };
         let taken = self.running.lock().insert(process.id.clone(), running.clone());
@@ -272,8 +287,11 @@ impl Inner {
                 bundle.cgroup.kill();
                 inner.runtime.delete(&process.id);
             }
+            let restored = bundle.restore();
             drop(bundle);
-            exit
+            let exit = exit?;
+            restored?;
+            Ok(exit)
         })
         .await
     }
@@ -322,6 +340,10 @@ impl Inner {
             }
         }
         process.id = id.to_owned();
+        // Without variables of its own it has those of the first process, these among them.
+        if !process.env.is_empty() {
+            process.env.extend(container.env.iter().cloned());
+        }
         let name = format!("exec{}", base::id::fresh());
         let (dir, rootfs, described) = (container.dir.clone(), container.rootfs.clone(), process.clone());
         let file = dir.join(format!("{name}.json"));

@@ -20,11 +20,13 @@ mod filter;
 mod io;
 mod network;
 mod process;
+mod proxied;
 mod rootfs;
 mod run;
 mod runtime;
 mod seccomp;
 mod spec;
+mod trust;
 mod user;
 
 pub use cdi::{DeviceError, DeviceInfo, Devices};

@@ -1,13 +1,14 @@
 //! The network a process is put into: what the executor needs of it.
 
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use base::Failure;
+use base::{Failure, Kind};
 use cni::dns::ResolvConf;
 
-const HOST_RESOLV_CONF: &str = "/etc/resolv.conf";
+pub(crate) const HOST_RESOLV_CONF: &str = "/etc/resolv.conf";
 
 /// Makes networks for processes.
 #[async_trait]
@@ -17,6 +18,15 @@ pub trait Network: Send + Sync {
     /// # Errors
     /// When none can be made; the message names the cause.
     async fn new_namespace(&self, hostname: &str) -> Result<Box<dyn Namespace>, Failure>;
+
+    /// A network that leads nowhere, with `address` for what serves in it.
+    ///
+    /// # Errors
+    /// When none can be made; the message names the cause.
+    async fn enclosed(&self, address: Ipv4Addr) -> Result<Box<dyn Namespace>, Failure> {
+        let text = format!("proxy network provider is not available: no namespace can be made for {address}");
+        Err(Failure::new(Kind::FailedPrecondition, text))
+    }
 }
 
 /// The network of one run. Dropping it releases it in the background;
@@ -28,6 +38,16 @@ pub trait Namespace: Send + Sync {
 
     /// What its `/etc/resolv.conf` says.
     fn resolv_conf(&self) -> ResolvConf;
+
+    /// Variables of the process by which it finds what serves it.
+    fn env(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// The certificate, as PEM, of an authority that the process has to trust.
+    fn authority(&self) -> Option<&str> {
+        None
+    }
 
     /// Gives the network up. It is never used again.
     ///
@@ -87,6 +107,10 @@ impl Namespace for HostNetwork {
 impl Network for cni::Networks {
     async fn new_namespace(&self, hostname: &str) -> Result<Box<dyn Namespace>, Failure> {
         Ok(Box::new(self.namespace(hostname).await?))
+    }
+
+    async fn enclosed(&self, address: Ipv4Addr) -> Result<Box<dyn Namespace>, Failure> {
+        Ok(Box::new(cni::Networks::enclosed(self, address).await?))
     }
 }
 

@@ -30,6 +30,9 @@ pub struct Process {
     pub mounts: Vec<Mount>,
     /// Which network it sees.
     pub network: NetworkMode,
+    /// Only an HTTP proxy is let into that network, on these terms; the process reaches
+    /// nothing but the proxy. Nothing of this for a process without a network.
+    pub proxy: Option<proxy::Terms>,
     /// How closed the sandbox is.
     pub security: Security,
     /// Host name; empty = `buildkitsandbox`.

@@ -115,11 +115,16 @@ pub(crate) fn create_cwd(root: &Root, cwd: &str, uid: u32, gid: u32) -> sys::Res
 }
 
 fn set_times(root: &Root, path: &Path, stat: &Stat) -> sys::Result<()> {
+    let (access, change) = times(stat);
+    root.open_dir(path)?.utimens(".", access, change)
+}
+
+/// When something was read and changed last.
+pub(crate) fn times(stat: &Stat) -> (Timestamp, Timestamp) {
     let time = |seconds: i64, nanos: u64| {
         Timestamp::from_nanos(seconds.saturating_mul(1_000_000_000).saturating_add_unsigned(nanos))
     };
-    let (access, change) = (time(stat.st_atime, stat.st_atime_nsec), time(stat.st_mtime, stat.st_mtime_nsec));
-    root.open_dir(path)?.utimens(".", access, change)
+    (time(stat.st_atime, stat.st_atime_nsec), time(stat.st_mtime, stat.st_mtime_nsec))
 }
 
 #[cfg(test)]

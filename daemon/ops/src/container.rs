@@ -13,12 +13,14 @@ use base::{Failure, Platform};
 use exec::{HostAddress, Io, NetworkMode, Process, Security};
 use parking_lot::Mutex;
 use proto::pb;
+use proxy::Terms;
 use solver::{JobValues, OpContext};
 use tokio::sync::{RwLock, oneshot, watch};
 
 use crate::exec::{extra_hosts, network, secret_env, security};
 use crate::mounts::Prepared;
-use crate::{BuildValues, Cx, Entitlement, Error, Output, Worker};
+use crate::proxied::proxy_terms;
+use crate::{Behalf, BuildValues, Cx, Entitlement, Error, Output, Worker};
 
 /// What programs are looked for in by default on Windows.
 const WINDOWS_PATH: &str =
@@ -174,6 +176,7 @@ impl Container {
             rootfs: self.rootfs.clone(),
             mounts: self.mounts.clone(),
             network: self.network,
+            proxy: self.proxy(),
             security,
             hostname: self.hostname.clone(),
             extra_hosts: self.extra_hosts.clone(),
@@ -200,6 +203,13 @@ impl Container {
             exit
         };
         exit?.check()
+    }
+
+    /// What its processes fetch is nobody's result, and so is not noted.
+    fn proxy(&self) -> Option<Terms> {
+        let cx = context(&self.scope, &self.build);
+        let values = self.build.values.downcast_ref::<BuildValues>();
+        values.is_some_and(|v| v.proxy).then(|| proxy_terms(&self.worker, Behalf::of(&cx), None))
     }
 
     fn check_entitlements(&self, security: Security) -> Result<(), Failure> {

@@ -8,26 +8,43 @@ use base::{Digest, Failure, gotext};
 use exec::{
     HostAddress, Io, NetworkMode, Output as IoOutput, Process, Resources, Security, Ulimit, unsuccessful,
 };
+use parking_lot::Mutex;
 use proto::pb;
+use proxy::{Capture, Terms};
 use solver::{CacheMap, Operation};
 
 use crate::keyed::Keyed;
 use crate::logs::StepLog;
 use crate::mounts::{Prepared, fetch_secret, output_count};
-use crate::{BuildValues, Cx, Entitlement, Error, Output, Worker};
+use crate::proxied::proxy_terms;
+use crate::used::{Material, Uncaptured};
+use crate::{Behalf, BuildValues, Cx, Entitlement, Error, Output, Worker};
 
 /// An exec operation.
 pub(crate) struct ExecOp {
     worker: Arc<Worker>,
     op: pb::ExecOp,
     keyed: Keyed,
+    digest: Digest,
     limits: Option<pb::LinuxResources>,
+    /// It reaches the network only through a proxy.
+    proxy: bool,
+    /// What passed that when it ran last.
+    capture: Mutex<Option<Arc<Capture>>>,
 }
 
 impl ExecOp {
-    pub(crate) fn new(worker: Arc<Worker>, vertex: &llb::Vertex, op: &pb::ExecOp) -> Result<Self, Failure> {
+    pub(crate) fn new(
+        worker: Arc<Worker>,
+        vertex: &llb::Vertex,
+        op: &pb::ExecOp,
+        proxy: bool,
+    ) -> Result<Self, Failure> {
         Ok(Self {
             keyed: Keyed::new(vertex, true)?,
+            digest: vertex.digest.clone(),
+            proxy,
+            capture: Mutex::default(),
             limits: vertex.meta.linux_resources.clone(),
             op: op.clone(),
             worker,
@@ -35,7 +52,31 @@ impl ExecOp {
     }
 
     pub(crate) fn used(&self) -> crate::used::Used {
-        crate::used::of_exec(&self.op)
+        let mut used = crate::used::of_exec(&self.op);
+        used.proxied = self.proxy;
+        let Some(capture) = self.capture.lock().clone() else { return used };
+        let materials = capture.materials().into_iter();
+        used.materials.extend(materials.map(|m| Material::Http { url: m.url, digest: m.digest }));
+        let (op, name) = (self.digest.to_string(), self.meta().args.join(" "));
+        let uncaptured = capture.incomplete().into_iter().map(|i| Uncaptured {
+            op: op.clone(),
+            name: name.clone(),
+            method: i.method,
+            uri: i.url,
+            reason: i.reason,
+        });
+        used.uncaptured.extend(uncaptured);
+        used.incomplete |= !used.uncaptured.is_empty();
+        used
+    }
+
+    /// The terms of the proxy, if there is one; with fresh notes of what passes it.
+    fn terms(&self, cx: &Cx) -> Option<Terms> {
+        self.proxy.then(|| {
+            let capture = Arc::new(Capture::default());
+            *self.capture.lock() = Some(capture.clone());
+            proxy_terms(&self.worker, Behalf::of(cx), Some(capture))
+        })
     }
 
     fn meta(&self) -> pb::Meta {
@@ -109,6 +150,14 @@ impl ExecOp {
             ..Process::default()
         })
     }
+}
+
+/// What is logged of the requests of a step, if there were any.
+fn requests(capture: &Capture) -> Option<String> {
+    let requests = capture.requests();
+    let line = |r: &proxy::Request| format!("- {} {} -> {}\n", r.method, r.url, r.status);
+    (!requests.is_empty())
+        .then(|| format!("proxy network requests:\n{}", requests.iter().map(line).collect::<String>()))
 }
 
 /// The network mode with this number.
@@ -198,6 +247,8 @@ impl Operation<Output> for ExecOp {
         let line = meta.args.join(" ");
         let mounts = Prepared::new(&self.worker, cx, &self.op, &cwd, &inputs, &line).await?;
         let mut process = self.process(pb::Meta { cwd, ..meta }, env, &mounts)?;
+        process.proxy = self.terms(cx);
+        let capture = process.proxy.as_ref().and_then(|terms| terms.capture.clone());
         if !self.op.cdi_devices.is_empty() {
             let (devices, wanted) = (self.worker.devices.clone(), self.op.cdi_devices.clone());
             process = base::task::blocking(move || {
@@ -220,7 +271,7 @@ impl Operation<Output> for ExecOp {
             None => None,
         };
         let log = StepLog::new(cx.progress.clone(), self.worker.log_limits);
-        let (out, err) = (log.clone(), log);
+        let (out, err) = (log.clone(), log.clone());
         let io = Io {
             stdout: IoOutput::Log(Box::new(move |data| out.write(Stream::Stdout, data))),
             stderr: IoOutput::Log(Box::new(move |data| err.write(Stream::Stderr, data))),
@@ -228,6 +279,9 @@ impl Operation<Output> for ExecOp {
         };
         let ended = self.worker.executor.run(process, io, &cx.scope).await;
         drop(permit);
+        if let Some(text) = capture.and_then(|capture| requests(&capture)) {
+            log.write(Stream::Stderr, text.as_bytes());
+        }
         let ended = match ended {
             Ok(exit) => exit.check_process(&args),
             Err(e) if e.is_canceled() => return Err(e),

@@ -11,10 +11,12 @@ use solver::{Edge, Operation, Vertex};
 use crate::exec::{ExecOp, needed};
 use crate::file::FileOp;
 use crate::other::{BuildOp, DiffOp, MergeOp, PassthroughOp};
+use crate::proxied::is_proxied;
 use crate::{Entitlements, Error, Output, Worker, source};
 
 /// Every vertex of `llb` with its operation, for a build that is entitled to
-/// `entitlements`.
+/// `entitlements`. With `proxy`, its steps reach the network through a proxy:
+/// the graph must have gone through [`crate::proxied`].
 ///
 /// # Errors
 /// When an operation cannot be keyed (an unknown source, a malformed attribute)
@@ -23,6 +25,7 @@ pub fn graph(
     worker: &Arc<Worker>,
     llb: &llb::Graph,
     entitlements: &Entitlements,
+    proxy: bool,
 ) -> Result<solver::Graph<Output>, Failure> {
     for vertex in llb.vertices() {
         if let Op::Exec(op) = &vertex.op
@@ -42,7 +45,7 @@ pub fn graph(
             digest: vertex.digest.clone(),
             name: vertex.name().to_owned(),
             inputs: inputs.collect(),
-            op: operation(worker, vertex, entitlements)
+            op: operation(worker, vertex, entitlements, proxy)
                 .map_err(|e| e.with(Detail::Vertex(vertex.digest.clone())))?,
             ignore_cache: meta.ignore_cache,
             export_cache: meta.export_cache,
@@ -61,8 +64,10 @@ fn operation(
     worker: &Arc<Worker>,
     vertex: &llb::Vertex,
     entitlements: &Entitlements,
+    proxy: bool,
 ) -> Result<Arc<dyn Operation<Output>>, Failure> {
     let worker = worker.clone();
+    let proxy = proxy && is_proxied(&vertex.op);
     Ok(match &vertex.op {
         Op::Source(op) => source::operation(worker, vertex, op)?,
         Op::Exec(op) if !op.cdi_devices.is_empty() => {
@@ -71,9 +76,9 @@ fn operation(
             let op = pb::ExecOp { cdi_devices: devices, ..op.clone() };
             let mut vertex = vertex.clone();
             vertex.op = Op::Exec(op.clone());
-            Arc::new(ExecOp::new(worker, &vertex, &op)?)
+            Arc::new(ExecOp::new(worker, &vertex, &op, proxy)?)
         }
-        Op::Exec(op) => Arc::new(ExecOp::new(worker, vertex, op)?),
+        Op::Exec(op) => Arc::new(ExecOp::new(worker, vertex, op, proxy)?),
         Op::File(op) => Arc::new(FileOp::new(worker, vertex, op)?),
         Op::Merge(op) => Arc::new(MergeOp::new(worker, vertex, op)?),
         Op::Diff(op) => Arc::new(DiffOp::new(worker, vertex, op)?),

@@ -17,6 +17,7 @@ mod keyed;
 mod logs;
 mod mounts;
 mod other;
+mod proxied;
 mod results;
 pub mod source;
 pub mod used;
@@ -29,6 +30,7 @@ pub use error::Error;
 pub use graph::graph;
 pub use kept::Kept;
 pub use logs::LogLimits;
+pub use proxied::{proxied, proxy_terms};
 pub use results::Results;
 pub use worker::{Behalf, BuildValues, Entitlement, Entitlements, SourcePolicy, Worker};
 

@@ -176,11 +176,15 @@ impl Operation<Output> for BuildOp {
         for policy in behalf.builds.iter().filter_map(|build| build.policy.as_ref()) {
             nested = policy.apply(nested, &self.worker, &behalf).await?;
         }
+        let proxy = behalf.builds.iter().any(|build| build.proxy);
+        if proxy {
+            nested = crate::proxied(&nested)?;
+        }
         let result = nested.result();
         let vertex = nested.vertex(result).ok_or_else(missing)?.digest.clone();
         let mut entitlements = Entitlements::default();
         behalf.builds.iter().for_each(|build| entitlements.join(&build.entitlements));
-        let graph = crate::graph(&self.worker, &nested, &entitlements)?;
+        let graph = crate::graph(&self.worker, &nested, &entitlements, proxy)?;
         Ok(vec![cx.build(graph, Edge::new(vertex, result.output)).await?.result])
     }
 }

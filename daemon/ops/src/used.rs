@@ -33,6 +33,27 @@ pub struct Used {
     pub network: bool,
     /// It used more than is told here.
     pub incomplete: bool,
+    /// It could reach the network only through a proxy.
+    pub proxied: bool,
+    /// What the proxy could not tell of all that passed it.
+    pub uncaptured: Vec<Uncaptured>,
+}
+
+/// A request of a step of which cannot be told what the step got by it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Uncaptured {
+    /// The digest of the operation.
+    pub op: String,
+    /// What ran.
+    pub name: String,
+    /// Such as `POST`.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub method: String,
+    /// Where to.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub uri: String,
+    /// Why, in a word.
+    pub reason: &'static str,
 }
 
 /// Something that came from outside.

@@ -126,6 +126,13 @@ pub trait SourcePolicy: Send + Sync {
     /// When one of them is denied.
     async fn apply(&self, graph: llb::Graph, worker: &Worker, behalf: &Behalf)
     -> Result<llb::Graph, Failure>;
+
+    /// Looks at one source.
+    ///
+    /// # Errors
+    /// When it is denied.
+    async fn check(&self, source: &mut pb::SourceOp, worker: &Worker, behalf: &Behalf)
+    -> Result<(), Failure>;
 }
 
 /// What a build brings along, attached to its job in the solver.
@@ -139,6 +146,8 @@ pub struct BuildValues {
     pub resolved: Arc<Resolved>,
     /// Asked about the sources of definitions that turn up within the build.
     pub policy: Option<Arc<dyn SourcePolicy>>,
+    /// Its steps reach the network only through a proxy.
+    pub proxy: bool,
 }
 
 /// What a build may do beyond the sandbox.

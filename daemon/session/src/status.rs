@@ -8,7 +8,7 @@
 //! A hint has no counterpart in the reference; it travels under a type URL of
 //! our own, which other clients ignore.
 
-use base::failure::{Position, Range, SourceExcerpt, Subject};
+use base::failure::{IncompleteMaterial, Position, Range, SourceExcerpt, Subject};
 use base::{Detail, Digest, Failure, Kind};
 use prost::Message;
 use proto::google::rpc;
@@ -163,6 +163,18 @@ fn encode(detail: &Detail) -> Option<prost_types::Any> {
             let value = json::encode_go(DECISION, &message);
             any("policysession.DecisionResponse", value)
         }
+        Detail::Materials(materials) => {
+            let incomplete = materials.iter().map(|m| errdefs::ProvenanceMaterialIncomplete {
+                op: m.op.clone(),
+                name: m.name.clone(),
+                method: m.method.clone(),
+                uri: m.uri.clone(),
+                final_uri: m.final_uri.clone(),
+                reason: m.reason.clone(),
+            });
+            let message = errdefs::ProvenanceMaterialsIncomplete { incomplete: incomplete.collect() };
+            go("errdefs.ProvenanceMaterialsIncomplete", &message)
+        }
         Detail::Subrequest(name) => go("errdefs.Subrequest", &errdefs::Subrequest { name: name.clone() }),
         Detail::Solve { inputs, mounts, op, subject, description } => {
             let message = errdefs::Solve {
@@ -209,6 +221,18 @@ fn decode(any: &prost_types::Any) -> Option<Detail> {
         "errdefs.Subrequest" => {
             let request: errdefs::Subrequest = json::decode(name, value)?;
             Some(Detail::Subrequest(request.name))
+        }
+        "errdefs.ProvenanceMaterialsIncomplete" => {
+            let message: errdefs::ProvenanceMaterialsIncomplete = json::decode(name, value)?;
+            let materials = message.incomplete.into_iter().map(|m| IncompleteMaterial {
+                op: m.op,
+                name: m.name,
+                method: m.method,
+                uri: m.uri,
+                final_uri: m.final_uri,
+                reason: m.reason,
+            });
+            Some(Detail::Materials(materials.collect()))
         }
         "policysession.DecisionResponse" => {
             let decision: policy::DecisionResponse = json::decode(DECISION, value)?;
@@ -337,6 +361,14 @@ mod tests {
             .with(Detail::FrontendCap("cap".into()))
             .with(Detail::Subrequest("frontend.outline".into()))
             .with(Detail::Denied(vec!["because".into()]))
+            .with(Detail::Materials(vec![IncompleteMaterial {
+                op: Digest::of("x").to_string(),
+                name: "wget".into(),
+                method: "POST".into(),
+                uri: "http://example.com/".into(),
+                final_uri: "http://example.com/there".into(),
+                reason: "method_not_materializable".into(),
+            }]))
             .hinted("look elsewhere");
         let back = from_status(&to_status(&failure));
         assert_eq!(back.kind(), Kind::NotFound);

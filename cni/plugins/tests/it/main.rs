@@ -11,10 +11,12 @@ mod plugins;
 mod support;
 
 use std::mem::ManuallyDrop;
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 use cni::{Attachment, Mode, NetworkConfig, chain::Chain};
 use cni_plugins::Plugins;
+use plugins::said;
 use serde_json::json;
 use support::{World, address_of, world};
 use sys::netns::NetNs;
@@ -263,5 +265,29 @@ fn dummies_and_fixed_addresses() {
         chain.del(&attachment, None, false).unwrap();
         sys::netns::unbind(&file).unwrap();
         chain.del(&attachment, None, false).unwrap();
+    });
+}
+
+#[test]
+fn enclosed_namespaces_lead_nowhere() {
+    world(|world| async move {
+        for mode in [Mode::Host, Mode::Bridge] {
+            let networks = world.open(mode, 0).await.unwrap();
+            let address = Ipv4Addr::new(10, 89, 0, 1);
+            let [one, other] =
+                [networks.enclosed(address).await.unwrap(), networks.enclosed(address).await.unwrap()];
+            let path = one.path().unwrap().to_owned();
+            let ns = NetNs::open(&path).unwrap();
+            let inside = ns.run(|| (said("ip -o link"), said("ip -4 -o addr"), said("ip route"))).unwrap();
+            assert_eq!(inside.0.lines().count(), 1, "{inside:?}");
+            assert!(inside.1.contains("10.89.0.1/32") && inside.1.contains("127.0.0.1/8"), "{inside:?}");
+            assert_eq!(inside.2, "");
+            one.release().await.unwrap();
+            assert!(!path.exists());
+            // Those that nobody releases go as well.
+            drop(other);
+            networks.close().await;
+            world.assert_clean();
+        }
     });
 }

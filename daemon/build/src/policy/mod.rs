@@ -220,4 +220,15 @@ impl SourcePolicy for Policies {
     ) -> Result<llb::Graph, Failure> {
         self.graph(&[], graph, worker, behalf).await
     }
+
+    async fn check(
+        &self,
+        source: &mut pb::SourceOp,
+        worker: &Worker,
+        behalf: &Behalf,
+    ) -> Result<(), Failure> {
+        let checked = Box::pin(Self::apply(self, &[], source, None, worker, behalf));
+        let checked = behalf.scope.run(checked).await;
+        checked.map_err(|e| e.context("error evaluating the source policy"))
+    }
 }

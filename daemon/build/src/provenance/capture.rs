@@ -7,7 +7,7 @@ use base::reference::Reference;
 use base::{Digest, Failure};
 use frontend::dockerfile::giturl::GitRef;
 use ops::Output;
-use ops::used::{Material, Need, Used};
+use ops::used::{Material, Need, Uncaptured, Used};
 use serde::Serialize;
 use solver::Solved;
 
@@ -22,6 +22,10 @@ pub(crate) struct Capture {
     pub(crate) network: bool,
     /// More was used than is told here.
     pub(crate) incomplete: bool,
+    /// A step could reach the network only through a proxy.
+    pub(crate) proxied: bool,
+    /// What proxies could not tell of all that passed them, sorted.
+    pub(crate) uncaptured: Vec<Uncaptured>,
 }
 
 /// A request, as documents show it.
@@ -92,6 +96,8 @@ impl Capture {
         }
         self.network |= used.network;
         self.incomplete |= used.incomplete;
+        self.proxied |= used.proxied;
+        self.uncaptured.extend(used.uncaptured);
     }
 
     /// Adds a material, unless it is there. Credentials in addresses are not
@@ -113,6 +119,8 @@ impl Capture {
             ssh: other.request.ssh,
             network: other.network,
             incomplete: other.incomplete,
+            proxied: other.proxied,
+            uncaptured: other.uncaptured,
         });
     }
 
@@ -144,6 +152,7 @@ impl Capture {
         let mut pinned = images.into_iter();
         self.materials.retain(|_| !pinned.next().flatten().is_some_and(|name| tagged.contains(&name)));
         self.materials.sort_by(|a, b| order(a).cmp(&order(b)));
+        self.uncaptured.sort();
         self.request.secrets.sort_by(|a, b| a.id.cmp(&b.id));
         self.request.ssh.sort_by(|a, b| a.id.cmp(&b.id));
         Ok(())

@@ -35,6 +35,8 @@ pub(crate) struct Predicate {
     request_complete: bool,
     materials_complete: bool,
     hermetic: bool,
+    /// How steps reached the network, where they had to ask a proxy.
+    network: Option<Value>,
     environment: std::sync::Arc<Map<String, Value>>,
 }
 
@@ -124,6 +126,13 @@ impl Predicate {
             source: None,
             materials_complete,
             hermetic: materials_complete && !capture.network,
+            network: capture.proxied.then(|| {
+                let mut network = json!({ "mode": "proxy" });
+                if !capture.uncaptured.is_empty() {
+                    network["proxy"] = json!({ "incomplete": capture.uncaptured });
+                }
+                network
+            }),
             environment: run.environment.clone(),
         })
     }
@@ -291,6 +300,9 @@ impl Predicate {
         }
         if !details.layers.is_empty() {
             map.insert("layers".to_owned(), to_value(&details.layers)?);
+        }
+        if let Some(network) = &self.network {
+            map.insert("network".to_owned(), network.clone());
         }
         Ok(map.into())
     }

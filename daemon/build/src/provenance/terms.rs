@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 
 use base::Failure;
+use base::failure::{Detail, IncompleteMaterial};
 use base::gotext::{parse_bool, quote};
+
+use ops::used::Uncaptured;
 
 use super::Capture;
 
@@ -112,10 +115,32 @@ pub(crate) fn incomplete(capture: &Capture) -> Failure {
         let name = if name.is_empty() { "<unnamed>" } else { name };
         text.push_str(&format!("\n  - {name}\n    reason: local_source"));
     }
-    if capture.incomplete {
+    for Uncaptured { name, method, uri, reason, .. } in &capture.uncaptured {
+        text.push_str(&format!("\n  - {name}"));
+        for (key, value) in [("method", method.as_str()), ("url", uri), ("reason", reason)] {
+            if !value.is_empty() {
+                text.push_str(&format!("\n    {key}: {value}"));
+            }
+        }
+    }
+    if capture.incomplete && capture.uncaptured.is_empty() {
         text.push_str("\n  - a step used more than can be told");
     }
-    Failure::new(base::Kind::FailedPrecondition, text)
+    let locals = capture.locals().map(|name| IncompleteMaterial {
+        name: name.to_owned(),
+        reason: "local_source".to_owned(),
+        ..IncompleteMaterial::default()
+    });
+    let requests = capture.uncaptured.iter().map(|u| IncompleteMaterial {
+        op: u.op.clone(),
+        name: u.name.clone(),
+        method: u.method.clone(),
+        uri: u.uri.clone(),
+        reason: u.reason.to_owned(),
+        ..IncompleteMaterial::default()
+    });
+    let details = Detail::Materials(locals.chain(requests).collect());
+    Failure::new(base::Kind::FailedPrecondition, text).with(details)
 }
 
 #[cfg(test)]

@@ -20,6 +20,8 @@ pub(crate) struct Config {
     pub(crate) root: Option<PathBuf>,
     #[serde(rename = "insecure-entitlements")]
     pub(crate) insecure_entitlements: Vec<String>,
+    #[serde(rename = "proxyNetwork")]
+    pub(crate) proxy_network: bool,
     #[serde(rename = "provenanceEnvDir")]
     pub(crate) provenance_env_dir: Option<PathBuf>,
     pub(crate) log: Log,

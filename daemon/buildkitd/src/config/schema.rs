@@ -45,6 +45,7 @@ pub(crate) const FILE: Level = Table(&[
     ("trace", Leaf),
     ("root", Leaf),
     ("insecure-entitlements", Leaf),
+    ("proxyNetwork", Leaf),
     ("provenanceEnvDir", Leaf),
     ("log", Table(&[("format", Leaf), ("level", Leaf)])),
     (

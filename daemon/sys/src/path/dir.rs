@@ -107,6 +107,17 @@ impl Dir {
         self.openat(name, flags, 0).map(File::from).map_err(self.fail("open", name))
     }
 
+    /// Opens the file `name` for reading and writing, its content as it is. Does not
+    /// make it, nor wait for the other end of a FIFO.
+    ///
+    /// # Errors
+    /// When it is a symlink, missing, or cannot be written.
+    pub fn open_write(&self, name: impl AsRef<Path>) -> Result<File> {
+        let name = name.as_ref();
+        let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+        self.openat(name, flags, 0).map(File::from).map_err(self.fail("open", name))
+    }
+
     /// Makes the file `name`, open for reading and writing, with exactly these
     /// permission bits.
     ///
