@@ -3,6 +3,7 @@
 //! The same certificates and the same name as for registries, and what only
 //! downloads want: redirects are followed, as long as they lead to HTTP.
 
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use base::Failure;
@@ -22,7 +23,7 @@ const SILENCE: Duration = Duration::from_secs(120);
 #[derive(Debug, Clone)]
 pub struct Downloads {
     usual: Client,
-    /// For this machine itself, which no proxy stands in front of.
+    /// For what no proxy stands in front of.
     direct: Client,
 }
 
@@ -60,6 +61,30 @@ impl Registries {
 impl Downloads {
     /// The client for `url`.
     pub fn client(&self, url: &Url) -> &Client {
-        if is_local(url.host_str().unwrap_or_default()) { &self.direct } else { &self.usual }
+        if is_near(url.host_str().unwrap_or_default()) { &self.direct } else { &self.usual }
+    }
+}
+
+/// This machine itself, or something on the same link, such as a cloud's service
+/// for its machines: a proxy would ask its own.
+fn is_near(host: &str) -> bool {
+    is_local(host) || host.parse().is_ok_and(|ip: Ipv4Addr| ip.is_link_local())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_near;
+
+    #[test]
+    fn proxies_are_for_what_is_far() {
+        for (host, near) in [
+            ("localhost", true),
+            ("127.0.0.1", true),
+            ("169.254.169.254", true),
+            ("169.1.2.3", false),
+            ("example.com", false),
+        ] {
+            assert_eq!(is_near(host), near, "{host}");
+        }
     }
 }

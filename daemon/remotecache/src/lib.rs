@@ -30,6 +30,8 @@ mod objects;
 mod options;
 mod registry;
 mod s3;
+#[cfg(test)]
+mod server;
 mod web;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -153,7 +155,11 @@ fn exporter(kind: &str, attrs: &Attrs, session: &str) -> Result<Exporter, Failur
         _ => Mode::Min,
     };
     let ignore_error = attrs.get("ignore-error").and_then(|text| base::gotext::parse_bool(text));
-    let compression = export::compression(attrs)?;
+    let compression = match kind {
+        // As the reference does, whatever is asked for.
+        Kind::Objects(_) => Compression::default(),
+        _ => export::compression(attrs)?,
+    };
     Ok(Exporter { kind, mode, compression, ignore_error: ignore_error.unwrap_or(false) })
 }
 

@@ -90,8 +90,10 @@ impl Identity {
                 return self.fetch(Method::POST, &address, Payload::Bytes(form.into()), headers).await;
             }
         }
+        let machine = env.get("AZURE_POD_IDENTITY_AUTHORITY_HOST").unwrap_or("http://169.254.169.254");
         let mut address = format!(
-            "http://169.254.169.254/metadata/identity/oauth2/token?api-version=2018-02-01&resource={}",
+            "{}/metadata/identity/oauth2/token?api-version=2018-02-01&resource={}",
+            machine.trim_end_matches('/'),
             encode(RESOURCE, "")
         );
         if let Some(client) = env.get("AZURE_CLIENT_ID") {
@@ -129,5 +131,66 @@ impl Identity {
         let invalid =
             |e: serde_json::Error| Error::Document { what: "answer with a token", reason: e.to_string() };
         Ok(serde_json::from_slice(&json).map_err(invalid)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::server::{Server, downloads};
+
+    #[tokio::test]
+    async fn applications_show_a_secret_or_what_the_cluster_gave_them() {
+        let server = Server::start(|request| {
+            let head = "POST /ten%2Fant/oauth2/v2.0/token HTTP/1.1\r\n";
+            let scope = "grant_type=client_credentials&client_id=me&scope=https%3A%2F%2Fstorage.azure.com%2F.default&";
+            let told = request.starts_with(head) && request.contains(scope);
+            match (told, request.rsplit('&').next()) {
+                (true, Some("client_secret=a%26b")) => {
+                    (200, r#"{"access_token":"one","expires_in":3600}"#.into())
+                }
+                (true, Some("client_assertion=proof")) => {
+                    (200, r#"{"access_token":"two","expires_in":10}"#.into())
+                }
+                _ => (400, r#"{"error":"what?"}"#.into()),
+            }
+        });
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "proof\n").unwrap();
+        let env = |name: &str, value: &str| {
+            let host = ("AZURE_AUTHORITY_HOST", server.url.as_str());
+            Env::from([host, ("AZURE_TENANT_ID", "ten/ant"), ("AZURE_CLIENT_ID", "me"), (name, value)])
+        };
+        let secret = Identity::new(env("AZURE_CLIENT_SECRET", "a&b"), downloads().await);
+        assert_eq!(secret.token().await.unwrap(), "one");
+        assert_eq!((secret.token().await.unwrap().as_str(), server.asked()), ("one", 1));
+        let path = file.path().display().to_string();
+        let cluster = Identity::new(env("AZURE_FEDERATED_TOKEN_FILE", &path), downloads().await);
+        // Asked for anew, since it is about to expire.
+        for asked in [2, 3] {
+            assert_eq!((cluster.token().await.unwrap().as_str(), server.asked()), ("two", asked));
+        }
+        let wrong = Identity::new(env("AZURE_CLIENT_SECRET", "x"), downloads().await);
+        let said = wrong.token().await.unwrap_err().to_string();
+        assert!(
+            said.starts_with("failed to create default azure credentials: ") && said.contains("400"),
+            "{said}"
+        );
+    }
+
+    #[tokio::test]
+    async fn machines_have_an_identity_or_not() {
+        let server = Server::start(|request| {
+            let resource = "resource=https%3A%2F%2Fstorage.azure.com%2F&client_id=me HTTP";
+            let told = request.contains(resource) && request.contains("metadata: true");
+            let status = if told { 200 } else { 400 };
+            (status, r#"{"access_token":"three","expires_in":"3600"}"#.into())
+        });
+        let host = ("AZURE_POD_IDENTITY_AUTHORITY_HOST", server.url.as_str());
+        let machine = Identity::new(Env::from([host, ("AZURE_CLIENT_ID", "me")]), downloads().await);
+        assert_eq!(machine.token().await.unwrap(), "three");
+        let none = Identity::new(Env::from([host]), downloads().await);
+        let said = none.token().await.unwrap_err().to_string();
+        assert!(said.contains("give secret_access_key, or set AZURE_TENANT_ID"), "{said}");
     }
 }

@@ -227,6 +227,88 @@ fn keys(json: &str) -> Result<Found, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::server::{Server, downloads};
+
+    async fn logins<const N: usize>(env: [(&str, &str); N]) -> Logins {
+        Logins::found(Env::from(env), "nowhere-1".to_owned(), downloads().await)
+    }
+
+    const JSON: &str = r#"{"AccessKeyId":"id","SecretAccessKey":"key","Token":"token",
+        "Expiration":"2100-01-01T00:00:00Z"}"#;
+
+    #[tokio::test]
+    async fn a_profile_that_is_named_goes_before_keys() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "[mine]\naws_access_key_id=b\naws_secret_access_key=c\n").unwrap();
+        let path = file.path().display().to_string();
+        let keys = [
+            ("AWS_ACCESS_KEY_ID", "a"),
+            ("AWS_SECRET_ACCESS_KEY", "s"),
+            ("AWS_SHARED_CREDENTIALS_FILE", &path),
+        ];
+        assert_eq!(logins(keys).await.get().await.unwrap().id, "a");
+        let [id, key, file] = keys;
+        assert_eq!(logins([id, key, file, ("AWS_PROFILE", "mine")]).await.get().await.unwrap().id, "b");
+        let said =
+            logins([id, key, file, ("AWS_PROFILE", "yours")]).await.get().await.unwrap_err().to_string();
+        assert!(said.contains("in profile \"yours\""), "{said}");
+    }
+
+    #[tokio::test]
+    async fn roles_are_assumed_with_the_clusters_token() {
+        let server = Server::start(|request| {
+            let query = "POST /?Action=AssumeRoleWithWebIdentity&Version=2011-06-15&RoleArn=arn%3Arole&\
+                RoleSessionName=buildkitd&WebIdentityToken=proof HTTP/1.1";
+            if !request.starts_with(query) {
+                return (403, "<E><Error><Code>AccessDenied</Code><Message>no</Message></Error></E>".into());
+            }
+            let keys = "<AccessKeyId>id</AccessKeyId><SecretAccessKey>key</SecretAccessKey>";
+            // Over in a moment.
+            let until = Timestamp::from_secs(Timestamp::now().secs() + 10);
+            (200, format!("<C>{keys}<SessionToken>t</SessionToken><Expiration>{until}</Expiration></C>"))
+        });
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "proof\n").unwrap();
+        let path = file.path().display().to_string();
+        let (file, sts) =
+            (("AWS_WEB_IDENTITY_TOKEN_FILE", path.as_str()), ("AWS_ENDPOINT_URL_STS", server.url.as_str()));
+        let cluster = logins([file, sts, ("AWS_ROLE_ARN", "arn:role")]).await;
+        for asked in [1, 2] {
+            assert_eq!((cluster.get().await.unwrap().token.expose(), server.asked()), ("t", asked));
+        }
+        let other = logins([file, sts, ("AWS_ROLE_ARN", "other")]).await;
+        let said = other.get().await.unwrap_err().to_string();
+        assert!(said.contains("keys of role other") && said.contains("AccessDenied: no"), "{said}");
+    }
+
+    #[tokio::test]
+    async fn containers_and_machines_hand_out_keys() {
+        let server = Server::start(|request| {
+            let line = request.lines().next().unwrap_or_default();
+            let has = |header: &str| request.contains(header);
+            match line {
+                "GET /container HTTP/1.1" if has("authorization: secret") => (200, JSON.into()),
+                "PUT /latest/api/token HTTP/1.1" if has("ttl-seconds: 21600") => (200, "pass".into()),
+                "GET /latest/meta-data/iam/security-credentials/ HTTP/1.1" if has("token: pass") => {
+                    (200, "role\n".into())
+                }
+                "GET /latest/meta-data/iam/security-credentials/role HTTP/1.1" if has("token: pass") => {
+                    (200, JSON.into())
+                }
+                _ => (400, String::new()),
+            }
+        });
+        let address = format!("{}/container", server.url);
+        let uri = ("AWS_CONTAINER_CREDENTIALS_FULL_URI", address.as_str());
+        let container = logins([uri, ("AWS_CONTAINER_AUTHORIZATION_TOKEN", "secret")]).await;
+        for _ in 0..2 {
+            assert_eq!((container.get().await.unwrap().id.as_str(), server.asked()), ("id", 1));
+        }
+        let machine = logins([("AWS_EC2_METADATA_SERVICE_ENDPOINT", server.url.as_str())]).await;
+        assert_eq!((machine.get().await.unwrap().key.expose(), server.asked()), ("key", 4));
+        let none = logins([("AWS_EC2_METADATA_DISABLED", "true")]).await;
+        assert!(none.get().await.unwrap_err().to_string().contains("no credentials for s3 cache"));
+    }
 
     #[test]
     fn reads_the_profile_that_is_meant() {
