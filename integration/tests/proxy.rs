@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use integration::bench::{Client::Buildctl, text};
+use integration::gateway::{Client, Process, bind};
 use integration::layout::entries;
 use integration::llb::{busybox, input, result, shell};
 use integration::mock::{Mock, Reply};
@@ -324,8 +325,29 @@ fn killed_while_it_serves() -> Result<()> {
     ensure!(env.namespaces() == 0, "{}\n{}", env.namespaces(), env.bench.daemon.log());
     let mounts = leak::mounts(&env.bench.daemon.root().join("net"), Some(env.bench.daemon.pid()));
     ensure!(mounts.is_empty(), "{mounts:?}");
-    // Also for definitions that are the result of a build.
     let plain = Project::new("FROM busybox\nRUN env | grep '^HTTPS_PROXY=http://10.89.0.1:'\n")?;
     env.bench.build(Buildctl, &plain, &["no-cache"])?.ok()?;
+    containers_have_it_too(&env)?;
     env.bench.finish()
+}
+
+/// A container that a client opens reaches the network in the same way, whichever of its
+/// processes asks.
+fn containers_have_it_too(env: &Env) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(async {
+        let client = Client::begin(&env.bench.daemon, "", &[]).await?;
+        let root = client.gateway.solve(result(&[busybox()]), false).await?;
+        client.gateway.open("c", vec![bind(&root, "/")]).await?;
+        let fetch = format!("wget -q -O- '{}/text?container'", env.there);
+        let mut first = client.gateway.start("c", Process::shell(&format!("{fetch}; sleep 600"))).await?;
+        first.says("text").await?;
+        let mut other = Process::shell(&fetch);
+        other.meta.env = vec!["A=b".to_owned()];
+        ensure!(client.gateway.exec("c", other).await?.ok()? == "text\n");
+        ensure!(env.asked("?container") == 2, "{:?}", env.server.seen());
+        // It says how the first process ended.
+        _ = client.gateway.release("c").await;
+        client.finish().await
+    })
 }
