@@ -154,11 +154,7 @@ pub(crate) async fn build(held: &Arc<Held>) -> Result<(), Failure> {
             let (stacked, below) = (layer.clone(), layers[..at].to_vec());
             match blocking(move || place(&stacked, &below)).await? {
                 Place::AsMade => Part::AsMade,
-                Place::Elsewhere => Part::Moved(None),
-                Place::Hiding => Part::Moved(match layer.parents.first() {
-                    Some(parent) => Some(Box::pin(Ref::new(parent.clone()).mount()).await?),
-                    None => None,
-                }),
+                Place::Elsewhere(made_on) => Part::Moved(Box::pin(made_on.mount()).await?),
             }
         });
     }
@@ -171,9 +167,8 @@ pub(crate) async fn build(held: &Arc<Held>) -> Result<(), Failure> {
 enum Part {
     /// As it is.
     AsMade,
-    /// Without what it says about layers that are not beneath it; with the
-    /// tree it was made on, where only that tells what it deleted.
-    Moved(Option<MountGuard>),
+    /// Just what it did to the tree it was made on.
+    Moved(MountGuard),
     /// Compared.
     Computed(Sides),
 }
@@ -235,15 +230,16 @@ fn build_stack(held: &Arc<Held>, layers: &[Arc<Held>], parts: &[Part]) -> Result
             dir = store.snapshots().dir(&id);
         }
         let made_on = match part {
-            Part::Moved(made_on) => made_on.as_ref(),
-            _ => None,
+            Part::AsMade => None,
+            Part::Moved(made_on) => Some(made_on),
+            Part::Computed(sides) => sides.lower.as_ref(),
         };
-        if !matches!(part, Part::AsMade) {
+        if let Some(made_on) = made_on {
             let beneath: Vec<PathBuf> = dirs.iter().rev().cloned().collect();
-            let hidden = store::hidden(&dir, made_on.map(MountGuard::path), &beneath)?;
-            if !hidden.is_exact() {
+            let doings = store::doings(&dir, made_on.path(), &beneath)?;
+            if !doings.is_exact() {
                 let clean = store.snapshots().begin_layer(&base::id::fresh())?;
-                store::link_layer(&dir, &clean.dir(), &hidden)?;
+                store::link_layer(&dir, &clean.dir(), &doings)?;
                 (id, dir) = (clean.id().to_owned(), clean.dir());
                 made.push(clean);
             }
@@ -272,33 +268,30 @@ fn build_stack(held: &Arc<Held>, layers: &[Arc<Held>], parts: &[Part]) -> Result
 
 /// Where a layer is put.
 enum Place {
-    /// On what it was made on.
+    /// On what it was made on, or where that makes no difference.
     AsMade,
-    /// On something else.
-    Elsewhere,
-    /// On more than it was made on, while a directory of it hides all that is
-    /// below.
-    Hiding,
+    /// On something else than this, which it was made on.
+    Elsewhere(Ref),
 }
 
 fn place(layer: &Arc<Held>, below: &[Arc<Held>]) -> Result<Place, Failure> {
+    // Made on nothing, it deletes nothing.
+    let Some(parent) = layer.parents.first() else { return Ok(Place::AsMade) };
+    let elsewhere = Place::Elsewhere(Ref::new(parent.clone()));
     if !matches!(layer.record()?.content, Content::Layer { .. }) {
-        return Ok(Place::Elsewhere);
+        return Ok(elsewhere);
     }
-    let made_on = layer.parents.first().map(layers_of).transpose()?.unwrap_or_default();
-    let rest = below.len().checked_sub(made_on.len()).map(|at| below.split_at(at));
-    let stands = rest.is_some_and(|(_, tail)| tail.iter().zip(&made_on).all(|(a, b)| a.id == b.id));
-    if stands && below.len() == made_on.len() {
-        return Ok(Place::AsMade);
+    let made_on = layers_of(parent)?;
+    let tail = below.len().checked_sub(made_on.len()).and_then(|at| below.get(at..));
+    if !tail.is_some_and(|tail| tail.iter().zip(&made_on).all(|(a, b)| a.id == b.id)) {
+        return Ok(elsewhere);
     }
+    // On more than it was made on it must not hide all that is below.
     let dir = layer.refs.ledger.store.snapshots().dir(&layer_snapshot(layer)?);
-    Ok(match (made_on.is_empty(), stands) {
-        // Made on nothing, it deletes nothing.
-        (true, _) => Place::AsMade,
-        (false, _) if store::has_opaque(&dir)? => Place::Hiding,
-        (false, true) => Place::AsMade,
-        (false, false) => Place::Elsewhere,
-    })
+    if below.len() > made_on.len() && store::has_opaque(&dir)? {
+        return Ok(elsewhere);
+    }
+    Ok(Place::AsMade)
 }
 
 fn build_copy(held: &Arc<Held>, parts: &[Part]) -> Result<(), Failure> {

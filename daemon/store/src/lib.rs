@@ -52,7 +52,7 @@ pub use layer::{DiffSource, WrittenLayer, convert_layer, unpack_layer, write_lay
 pub use snapshots::{
     DiskUse, LooseLayer, MountSpec, Removed, SnapshotInfo, SnapshotKind, Snapshots, disk_use,
 };
-pub use stack::{Hidden, apply_changes, has_opaque, hidden, link_layer};
+pub use stack::{Doings, apply_changes, doings, has_opaque, link_layer};
 
 /// How directory trees are kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

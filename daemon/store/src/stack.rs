@@ -6,8 +6,10 @@
 //! Such a layer is used through a copy of links without those whiteouts. A
 //! directory that hides everything, which the kernel also makes of new ones,
 //! would hide what it never knew of; the copy names what it did know instead.
+//! What the kernel has in a layer though nothing was done to it, such as the
+//! directory of a file that came and went, would show too; the copy is without.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
 use std::fs;
 use std::io;
@@ -21,65 +23,72 @@ use crate::changes::{Change, ChangeKind, double_walk, is_opaque, is_whiteout, li
 use crate::copy::{copy_attributes, copy_one};
 use crate::{Error, Result};
 
-/// What a layer is to hide in the layers beneath it.
-pub struct Hidden {
-    /// Names to mark as deleted, by the directory they are in; relative.
-    marks: HashMap<PathBuf, Vec<OsString>>,
-    /// Whether directories of the layer that hide everything keep on doing so.
-    opaque: bool,
+/// What a layer does, seen apart from what it was made on.
+#[derive(Default)]
+pub struct Doings {
+    /// What it deleted of what is beneath it now, by the directory it is in; relative.
+    deleted: HashMap<PathBuf, Vec<OsString>>,
+    /// What it has that is new or different, and the directories on the way to that and
+    /// to what it deleted.
+    made: HashSet<PathBuf>,
     exact: bool,
 }
 
-impl Hidden {
-    /// Whether the layer, as it is, hides this and nothing else.
+impl Doings {
+    /// Whether the layer, as it is, does this and nothing else.
     pub fn is_exact(&self) -> bool {
         self.exact
     }
 }
 
-/// What `layer` hides in the layers `beneath`, topmost first. With the tree
-/// `made_on` it deleted from that is what it deleted there, as far as it is
-/// beneath too, even where it says that it hides everything.
+/// What `layer` does to the layers `beneath`, topmost first: what it did to the
+/// tree `made_on`, deletions as far as they are of something beneath, too.
 ///
 /// # Errors
 /// When a layer cannot be read.
-pub fn hidden(layer: &Path, made_on: Option<&Path>, beneath: &[PathBuf]) -> Result<Hidden> {
-    let mut deleted = Vec::new();
-    match made_on {
-        Some(tree) => overlay_walk(Some(tree), layer, &mut |change| {
-            if change.kind == ChangeKind::Delete {
-                deleted.push(change.path.to_owned());
+pub fn doings(layer: &Path, made_on: &Path, beneath: &[PathBuf]) -> Result<Doings> {
+    let mut doings = Doings { exact: true, ..Doings::default() };
+    overlay_walk(Some(made_on), layer, &mut |change| {
+        match change.kind {
+            ChangeKind::Unmodified => return Ok(()),
+            ChangeKind::Delete => {
+                if let (Some(dir), Some(name)) = (change.path.parent(), change.path.file_name())
+                    && is_visible(change.path, beneath)?
+                {
+                    doings.deleted.entry(dir.to_owned()).or_default().push(name.to_owned());
+                }
             }
-            Ok(())
-        })?,
-        None => deleted = whiteouts(layer)?,
-    }
-    let mut hidden = Hidden { marks: HashMap::new(), opaque: made_on.is_none(), exact: made_on.is_none() };
-    for path in deleted {
-        if !is_visible(&path, beneath)? {
-            hidden.exact = false;
-        } else if let (Some(dir), Some(name)) = (path.parent(), path.file_name()) {
-            hidden.marks.entry(dir.to_owned()).or_default().push(name.to_owned());
+            ChangeKind::Add | ChangeKind::Modify => {
+                doings.made.insert(change.path.to_owned());
+            }
         }
-    }
-    Ok(hidden)
-}
-
-/// The whiteouts of a layer, relative.
-fn whiteouts(layer: &Path) -> Result<Vec<PathBuf>> {
-    let mut found = Vec::new();
+        let above = change.path.ancestors().skip(1).take_while(|dir| !dir.as_os_str().is_empty());
+        for dir in above {
+            if !doings.made.insert(dir.to_owned()) {
+                break;
+            }
+        }
+        Ok(())
+    })?;
     let mut rest = vec![PathBuf::new()];
     while let Some(dir) = rest.pop() {
+        let deleted = doings.deleted.get(&dir);
         for entry in list(&layer.join(&dir))? {
             let path = dir.join(&entry.name);
-            if is_whiteout(&entry.meta) {
-                found.push(path);
-            } else if entry.meta.is_dir() {
+            doings.exact &= match is_whiteout(&entry.meta) {
+                true => deleted.is_some_and(|names| names.contains(&entry.name)),
+                false => doings.made.contains(&path),
+            };
+            if entry.meta.is_dir() {
+                doings.exact &= !is_opaque(&layer.join(&path))?;
                 rest.push(path);
             }
         }
+        if !doings.exact {
+            break;
+        }
     }
-    Ok(found)
+    Ok(doings)
 }
 
 /// Whether some directory of a layer hides all there is below it.
@@ -130,25 +139,25 @@ fn is_visible(path: &Path, layers: &[PathBuf]) -> Result<bool> {
     Ok(false)
 }
 
-/// Makes the existing, empty directory `to` the layer `from`, but hiding just
-/// `hidden`. Files are the same files under another name.
+/// Makes the existing, empty directory `to` the layer `from`, doing just
+/// `doings`. Files are the same files under another name.
 ///
 /// # Errors
 /// What the file system says.
-pub fn link_layer(from: &Path, to: &Path, hidden: &Hidden) -> Result<()> {
-    link_dir(from, to, Path::new(""), hidden)
+pub fn link_layer(from: &Path, to: &Path, doings: &Doings) -> Result<()> {
+    link_dir(from, to, Path::new(""), doings)
 }
 
-fn link_dir(from: &Path, to: &Path, rel: &Path, hidden: &Hidden) -> Result<()> {
+fn link_dir(from: &Path, to: &Path, rel: &Path, doings: &Doings) -> Result<()> {
     for entry in list(from)? {
         let path = rel.join(&entry.name);
-        if is_whiteout(&entry.meta) {
+        if is_whiteout(&entry.meta) || !doings.made.contains(&path) {
             continue;
         }
         let (source, target) = (from.join(&entry.name), to.join(&entry.name));
         if entry.meta.is_dir() {
             fs::create_dir(&target).map_err(Error::io("create", &target))?;
-            link_dir(&source, &target, &path, hidden)?;
+            link_dir(&source, &target, &path, doings)?;
         } else {
             match fs::hard_link(&source, &target) {
                 // As many names as the file system allows.
@@ -160,20 +169,11 @@ fn link_dir(from: &Path, to: &Path, rel: &Path, hidden: &Hidden) -> Result<()> {
             }
         }
     }
-    for name in hidden.marks.get(rel).into_iter().flatten() {
+    for name in doings.deleted.get(rel).into_iter().flatten() {
         mark_deleted(&to.join(name))?;
     }
     let meta = fs::symlink_metadata(from).map_err(Error::io("stat", from))?;
-    copy_attributes(from, to, &meta)?;
-    if !hidden.opaque {
-        return Ok(());
-    }
-    for key in ["trusted.overlay.opaque", "user.overlay.opaque"] {
-        if let Some(value) = sys::xattr::get(from, key)? {
-            sys::xattr::set(to, key, &value)?;
-        }
-    }
-    Ok(())
+    copy_attributes(from, to, &meta)
 }
 
 /// Does to the tree or layer in `to` what turned `lower` into `upper`. With

@@ -1,6 +1,7 @@
 //! Merges and diffs.
 
 use std::fs;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 
 use refs::{Compression, NewRef, Ref, Refs};
 use store::Snapshotter;
@@ -116,6 +117,45 @@ async fn a_directory_made_anew_deletes_only_what_was_in_it() {
         let diff = diff(&refs, &base, Some(&anew)).await;
         let merged = merge(&refs, &[&other, &diff]).await;
         assert_eq!(tree(&merged).await, want);
+    }
+}
+
+#[tokio::test]
+async fn what_a_layer_only_touched_is_no_part_of_a_diff() {
+    for snapshotter in BOTH {
+        let dir = Dir::new();
+        let refs = dir.refs_as(snapshotter).await;
+        let base = step(&refs, None, |root| {
+            fs::create_dir_all(root.join("dir/sub")).unwrap();
+            fs::create_dir(root.join("other")).unwrap();
+            fs::create_dir(root.join("emptied")).unwrap();
+            fs::write(root.join("emptied/gone"), "1").unwrap();
+            fs::write(root.join("other/opened"), "1").unwrap();
+        })
+        .await;
+        // The kernel copies all of these into the layer.
+        let touched = step(&refs, Some(&base), |root| {
+            fs::write(root.join("dir/sub/passing"), "").unwrap();
+            fs::remove_file(root.join("dir/sub/passing")).unwrap();
+            fs::OpenOptions::new().append(true).open(root.join("other/opened")).unwrap();
+            fs::write(root.join("new"), "2").unwrap();
+            fs::remove_file(root.join("emptied/gone")).unwrap();
+        })
+        .await;
+        let only = diff(&refs, &base, Some(&touched)).await;
+        // The way to what was deleted is there, as with moby/buildkit.
+        assert_eq!(tree(&only).await, ["emptied/", "new=2"]);
+        // On another tree the directories keep what they are there.
+        let closed = step(&refs, None, |root| {
+            fs::create_dir_all(root.join("dir/sub")).unwrap();
+            fs::set_permissions(root.join("dir"), fs::Permissions::from_mode(0o700)).unwrap();
+        })
+        .await;
+        let merged = merge(&refs, &[&closed, &only]).await;
+        let mount = merged.mount().await.unwrap();
+        assert_eq!(fs::metadata(mount.path().join("dir")).unwrap().mode() & 0o777, 0o700);
+        drop(mount);
+        assert_eq!(tree(&merged).await, ["dir/", "dir/sub/", "emptied/", "new=2"]);
     }
 }
 
