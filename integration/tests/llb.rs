@@ -23,13 +23,14 @@ struct Env {
 }
 
 fn main() -> ExitCode {
-    let cases: [suite::Case<Env>; 16] = [
+    let cases: [suite::Case<Env>; 17] = [
         ("one_cache_twice_in_a_step", one_cache_twice_in_a_step),
         ("a_cache_with_a_base_is_shared", a_cache_with_a_base_is_shared),
         ("steps_that_ignore_the_cache_empty_theirs", steps_that_ignore_the_cache_empty_theirs),
         ("merges_of_what_shares_layers", merges_of_what_shares_layers),
         ("copies_from_nothing", copies_from_nothing),
         ("layer_limits", layer_limits),
+        ("results_of_earlier_releases", results_of_earlier_releases),
         ("errors_name_all_places", errors_name_all_places),
         ("a_digest_counts_where_it_is", a_digest_counts_where_it_is),
         ("devices_by_name", devices_by_name),
@@ -158,6 +159,52 @@ fn layer_limits(env: &Env) -> Result<()> {
     fails(env, &limited("99"), &["99"])
 }
 
+fn send(env: &Env, request: SolveRequest) -> Result<Result<(), tonic::Status>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let mut client = ControlClient::new(connect(env.bench.daemon.socket()).await?);
+        Ok(client.solve(request).await.map(drop))
+    })
+}
+
+fn results_of_earlier_releases(env: &Env) -> Result<()> {
+    let asked = |version: i64, compression: &str| -> Result<Result<(), tonic::Status>> {
+        let attrs = [
+            ("name", format!("{}/out/release:{version}", env.bench.registry.host())),
+            ("push", "true".into()),
+            ("compression", compression.into()),
+        ];
+        let exporter = proto::control::Exporter {
+            r#type: "image".into(),
+            attrs: attrs.map(|(key, value)| (key.to_owned(), value)).into(),
+        };
+        let request = SolveRequest {
+            r#ref: format!("release-{version}-{compression}"),
+            definition: Some(result(&[busybox()])),
+            exporters: vec![exporter],
+            compatibility_version: version,
+            ..Default::default()
+        };
+        send(env, request)
+    };
+    for (version, vendor) in [(0, "oci"), (10, "docker"), (20, "docker"), (30, "oci")] {
+        asked(version, "gzip")??;
+        let (_, manifest) = env.bench.registry.manifest("out/release", &version.to_string())?;
+        let kind = manifest["mediaType"].as_str().unwrap_or_default();
+        ensure!(kind.contains(vendor), "{version}: {manifest}");
+    }
+    asked(20, "zstd")??;
+    for (version, compression, complaint) in [
+        (10, "zstd", "compatibility-version 10 does not support"),
+        (11, "gzip", "unsupported compatibility-version 11 (supported: [10 20 30])"),
+        (31, "gzip", "unsupported compatibility-version 31: upgrade buildkit (max supported: 30)"),
+    ] {
+        let status = asked(version, compression)?.err().context("should have failed")?;
+        ensure!(status.message().contains(complaint), "{version}: {status}");
+    }
+    Ok(())
+}
+
 fn errors_name_all_places(env: &Env) -> Result<()> {
     let base = busybox();
     let step = shell(vec![input(&base, 0)], "exit 7", vec![]);
@@ -177,11 +224,7 @@ fn errors_name_all_places(env: &Env) -> Result<()> {
         infos: vec![info("foo"), info("bar")],
     });
     let request = SolveRequest { r#ref: "places".into(), definition: Some(definition), ..Default::default() };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let status = runtime.block_on(async {
-        let mut client = ControlClient::new(connect(env.bench.daemon.socket()).await?);
-        client.solve(request).await.err().context("should have failed")
-    })?;
+    let status = send(env, request)?.err().context("should have failed")?;
     let details = rpc::Status::decode(status.details())?.details;
     let of = |name: &str| -> Vec<String> {
         let own = details.iter().filter(|d| d.type_url.contains(name));

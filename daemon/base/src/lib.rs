@@ -4,6 +4,7 @@
 //! a platform is written, how an error says what kind it is, how progress is
 //! reported and how work is cancelled.
 
+pub mod compatibility;
 pub mod descriptor;
 pub mod digest;
 pub mod failure;
@@ -25,6 +26,7 @@ pub mod task;
 pub mod time;
 pub mod version;
 
+pub use compatibility::Compatibility;
 pub use descriptor::Descriptor;
 pub use digest::Digest;
 pub use failure::{Classify, Detail, Failure, Kind};

@@ -244,7 +244,7 @@ impl Builder {
         for import in &request.cache_imports {
             bridge.imports().begin(&import.kind, &import.attrs);
         }
-        let run = Arc::new(Run::begin(self.environment.clone()));
+        let run = Arc::new(Run::begin(self.environment.clone(), request.compatibility));
         let work = Work {
             builder: self,
             request: &request,
@@ -324,6 +324,7 @@ impl Builder {
             entitlements,
             policy: Some(policies.clone()),
             proxy: request.proxy || self.deps.proxy,
+            compatibility: request.compatibility,
             ..BuildValues::default()
         };
         Ok((values, policies))

@@ -209,7 +209,7 @@ impl Work<'_> {
                 build: self.request.id.clone(),
                 access: access.clone(),
                 inline_cache: inline,
-                compatibility: export::CURRENT_COMPATIBILITY,
+                compatibility: self.request.compatibility,
                 progress: self.sink.vertex(digest.clone()),
                 scope: self.scope.clone(),
             };

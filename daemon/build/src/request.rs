@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use base::Compatibility;
 use proto::moby::buildkit::v1::sourcepolicy::Policy;
 use proto::pb;
 
@@ -43,6 +44,8 @@ pub struct Request {
     pub proxy: bool,
     /// Not shown in the history.
     pub internal: bool,
+    /// The release whose results are wanted.
+    pub compatibility: Compatibility,
 }
 
 /// An exporter by its name.

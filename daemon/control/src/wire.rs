@@ -2,21 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use base::Failure;
+use base::{Compatibility, Failure};
 use build::{CacheEntry, ExporterSpec, Request, timestamp};
 use proto::control as wire;
 use refs::{PrunePolicy, Usage};
 
 /// A `SolveRequest`.
 pub(crate) fn request(r: wire::SolveRequest) -> Result<Request, Failure> {
-    if !matches!(r.compatibility_version, 0 | 30) {
-        let asked = r.compatibility_version;
-        return Err(Failure::invalid(if asked > 30 {
-            format!("unsupported compatibility-version {asked}: upgrade buildkit (max supported: 30)")
-        } else {
-            format!("unsupported compatibility-version {asked} (supported: [30])")
-        }));
-    }
+    let compatibility = Compatibility::asked(r.compatibility_version)?;
     let mut exporters: Vec<ExporterSpec> =
         r.exporters.into_iter().map(|e| ExporterSpec { kind: e.r#type, attrs: e.attrs }).collect();
     if exporters.is_empty() && !r.exporter_deprecated.is_empty() {
@@ -48,6 +41,7 @@ pub(crate) fn request(r: wire::SolveRequest) -> Result<Request, Failure> {
         policy_session: r.source_policy_session,
         proxy: r.proxy_network,
         internal: r.internal,
+        compatibility,
     })
 }
 

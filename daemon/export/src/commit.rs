@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use base::{Descriptor, Digest, Failure, Platform};
+use base::{Compatibility, Descriptor, Digest, Failure, Platform};
 use futures_util::future::try_join_all;
 use store::{Pin, Store};
 
@@ -88,7 +88,9 @@ impl<'a> Maker<'a> {
             return Err(Error::shape("unable to export multiple refs, missing platforms mapping"));
         }
         options.validate()?;
-        if context.compatibility == 10 && options.compression.kind == store::CompressionKind::Zstd {
+        if context.compatibility == Compatibility::V10
+            && options.compression.kind == store::CompressionKind::Zstd
+        {
             let what = format!("compatibility-version 10 does not support {kind} exporter compression=zstd");
             return Err(Error::shape(what));
         }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use base::{Descriptor, Digest, Failure, Timestamp, gojson};
+use base::{Compatibility, Descriptor, Digest, Failure, Timestamp, gojson};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use store::Compression;
@@ -14,7 +14,7 @@ use crate::error::Error;
 use crate::names::{Images, Named};
 use crate::options::{Attrs, ImageOptions, take_flag};
 use crate::push::{Push, push};
-use crate::{CURRENT_COMPATIBILITY, Context, Deps, Exported, Exporter, Source};
+use crate::{Context, Deps, Exported, Exporter, Source};
 
 /// The exporter.
 pub(crate) struct Image {
@@ -193,7 +193,7 @@ impl Exporter for Image {
 
 /// Whether images have OCI media types when nobody said.
 pub(crate) fn default_oci_types(context: &Context, source: &Source) -> bool {
-    context.compatibility >= CURRENT_COMPATIBILITY || !source.attestations.is_empty()
+    context.compatibility >= Compatibility::V30 || !source.attestations.is_empty()
 }
 
 /// What the client is told of the image.

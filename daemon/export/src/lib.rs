@@ -42,7 +42,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use base::progress::VertexSink;
 use base::task::Scope;
-use base::{Descriptor, Failure};
+use base::{Compatibility, Descriptor, Failure};
 use futures_util::future::BoxFuture;
 use registry::{Access, Registries};
 use session::{Caller, Sessions};
@@ -59,9 +59,6 @@ pub use platforms::{PlatformEntry, metadata_for, platforms};
 pub use push::{push_blob, source_label};
 pub use source::{InlineCache, Source};
 pub use verify::platform_warnings;
-
-/// The compatibility version of this release, see [`Context::compatibility`].
-pub const CURRENT_COMPATIBILITY: u32 = 30;
 
 /// A client's session appears within this time or not at all.
 const SESSION_WAIT: Duration = Duration::from_secs(5);
@@ -88,8 +85,8 @@ pub struct Context {
     pub access: Access,
     /// What to put into image configs for later builds to find.
     pub inline_cache: Option<std::sync::Arc<dyn InlineCache>>,
-    /// Which defaults apply: 10 and 20 write Docker media types, 30 those of OCI.
-    pub compatibility: u32,
+    /// Which defaults apply.
+    pub compatibility: Compatibility,
     /// Where it is told what goes on.
     pub progress: VertexSink,
     /// Ends the work early.

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::str::FromStr;
 
+use base::Compatibility;
 use store::{Compression, CompressionKind};
 
-use crate::CURRENT_COMPATIBILITY;
 use crate::annotations::Group;
 use crate::epoch::{self, Epoch};
 use crate::error::Error;
@@ -73,9 +73,9 @@ impl ImageOptions {
     }
 
     /// Fills in what was not said.
-    pub(crate) fn settle(&mut self, oci_types: bool, compatibility: u32) {
+    pub(crate) fn settle(&mut self, oci_types: bool, compatibility: Compatibility) {
         self.oci_types.get_or_insert(oci_types);
-        let artifact = compatibility >= CURRENT_COMPATIBILITY && self.oci_types();
+        let artifact = compatibility >= Compatibility::V30 && self.oci_types();
         self.oci_artifact.get_or_insert(artifact);
     }
 
@@ -212,10 +212,10 @@ mod tests {
     #[test]
     fn defaults_follow_the_compatibility_version() {
         let (mut options, _) = take(&[]).unwrap();
-        options.settle(true, 30);
+        options.settle(true, Compatibility::V30);
         assert!(options.oci_types() && options.oci_artifact());
         let (mut options, _) = take(&[]).unwrap();
-        options.settle(true, 20);
+        options.settle(true, Compatibility::V20);
         assert!(options.oci_types() && !options.oci_artifact());
     }
 }

@@ -8,6 +8,9 @@ use base::{Classify, Kind};
 pub enum Error {
     #[error("could not access local files without session")]
     NoSession,
+    /// Builds that share an operation and want it as different releases did it.
+    #[error("conflicting compatibility versions in shared solve state: {0} != {1}")]
+    Compatibility(u32, u32),
     #[error("failed to parse source {identifier:?}: unknown scheme")]
     UnknownScheme { identifier: String },
     #[error("source {identifier:?}: attribute {key}={value:?}: {reason}")]
@@ -65,7 +68,7 @@ pub enum Error {
 impl Classify for Error {
     fn kind(&self) -> Kind {
         match self {
-            Self::NoSession => Kind::FailedPrecondition,
+            Self::NoSession | Self::Compatibility(..) => Kind::FailedPrecondition,
             Self::Secret { .. } | Self::Place(_) => Kind::NotFound,
             Self::Status { status: 404 | 410, .. } => Kind::NotFound,
             Self::Status { status: 401 | 403, .. } => Kind::PermissionDenied,

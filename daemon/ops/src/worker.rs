@@ -9,7 +9,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use base::progress::VertexSink;
 use base::task::Scope;
-use base::{Failure, Kind, Platform};
+use base::{Compatibility, Failure, Kind, Platform};
 use proto::pb;
 use refs::Refs;
 use session::{Caller, Sessions};
@@ -111,6 +111,19 @@ impl Behalf {
         Self { builds: cx.values(), scope: cx.scope.clone(), progress: cx.progress.clone() }
     }
 
+    /// The release whose results the builds want.
+    ///
+    /// # Errors
+    /// When they do not want those of the same one.
+    pub(crate) fn compatibility(&self) -> Result<Compatibility, Failure> {
+        let mut versions = self.builds.iter().map(|build| build.compatibility);
+        let first = versions.next().unwrap_or_default();
+        match versions.find(|version| *version != first) {
+            Some(other) => Err(Error::Compatibility(first.number(), other.number()).into()),
+            None => Ok(first),
+        }
+    }
+
     /// The builds' sessions.
     pub fn sessions(&self) -> Vec<String> {
         self.builds.iter().map(|b| b.session.clone()).filter(|s| !s.is_empty()).collect()
@@ -148,6 +161,8 @@ pub struct BuildValues {
     pub policy: Option<Arc<dyn SourcePolicy>>,
     /// Its steps reach the network only through a proxy.
     pub proxy: bool,
+    /// The release whose results are wanted.
+    pub compatibility: Compatibility,
 }
 
 /// What a build may do beyond the sandbox.

@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
-use base::{Descriptor, Digest, Failure, Timestamp, gojson};
+use base::{Compatibility, Descriptor, Digest, Failure, Timestamp, gojson};
 use export::MakeContent;
 use ops::Output;
 use refs::Refs;
@@ -38,12 +38,17 @@ pub(crate) struct Run {
     completed: OnceLock<Timestamp>,
     /// What the daemon's owner wants to be said, by key.
     pub(crate) environment: Arc<serde_json::Map<String, serde_json::Value>>,
+    /// The release whose results are wanted.
+    pub(crate) compatibility: Compatibility,
 }
 
 impl Run {
-    pub(crate) fn begin(environment: Arc<serde_json::Map<String, serde_json::Value>>) -> Self {
+    pub(crate) fn begin(
+        environment: Arc<serde_json::Map<String, serde_json::Value>>,
+        compatibility: Compatibility,
+    ) -> Self {
         let (id, started) = (base::id::fresh(), Timestamp::now());
-        Self { id, started, completed: OnceLock::new(), environment }
+        Self { id, started, completed: OnceLock::new(), environment, compatibility }
     }
 }
 

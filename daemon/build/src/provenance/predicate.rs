@@ -103,7 +103,7 @@ impl Predicate {
         let mut request = Parameters {
             args: asked.request.args,
             locals: capture.locals().map(|name| Local { name: name.to_owned() }).collect(),
-            compatibility_version: Some(export::CURRENT_COMPATIBILITY),
+            compatibility_version: Some(run.compatibility.number()),
             ..capture.request.clone()
         };
         let mut vcs = BTreeMap::new();

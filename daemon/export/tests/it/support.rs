@@ -97,7 +97,7 @@ impl Bench {
             build: "build".into(),
             access: Access::anonymous(),
             inline_cache: None,
-            compatibility: export::CURRENT_COMPATIBILITY,
+            compatibility: base::Compatibility::default(),
             progress: Sink::new(self.said.clone()).vertex(Digest::of("vertex")),
             scope: self.scope.clone(),
         }

@@ -1,12 +1,13 @@
 //! Out of a mirror: working trees and bundles.
 
+use std::ffi::OsStr;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use base::{Failure, Timestamp};
+use base::{Compatibility, Failure, Timestamp};
 use refs::{Mutable, NewRef, RecordType, Ref};
 use rustix::fs::FileType;
-use sys::path::Root;
+use sys::path::{Dir, Root};
 
 use super::cli::Git;
 use super::found::Found;
@@ -28,6 +29,7 @@ impl Wanted {
         worker: &Worker,
         mirror: &Mirror<'_>,
         found: &Found,
+        compatibility: Compatibility,
     ) -> Result<Ref, Failure> {
         let remote = redacted(&self.remote);
         let reference = self.local_reference(found);
@@ -41,7 +43,9 @@ impl Wanted {
         let mounted = mutable.mount().await?;
         let done = match self.checkout_bundle {
             true => Box::pin(self.write_bundle(worker, mirror, found, &reference, mounted.path())).await,
-            false => Box::pin(self.write_files(mirror, found, &reference, mounted.path())).await,
+            false => {
+                Box::pin(self.write_files(mirror, found, &reference, mounted.path(), compatibility)).await
+            }
         };
         mounted.unmount().await?;
         done?;
@@ -54,6 +58,7 @@ impl Wanted {
         found: &Found,
         reference: &str,
         root: &Path,
+        compatibility: Compatibility,
     ) -> Result<(), Failure> {
         let remote = redacted(&self.remote);
         let failed = |e: Failure| e.context(format!("failed to checkout remote {remote}"));
@@ -87,6 +92,9 @@ impl Wanted {
             let root = Root::open(root)?;
             if let Some(part) = part {
                 move_up(&root, &part, &subdir)?;
+            }
+            if compatibility == Compatibility::V10 {
+                open_to_all(&root)?;
             }
             if let Some(time) = time {
                 set_times(&root, time)?;
@@ -225,9 +233,13 @@ fn move_up(root: &Root, part: &str, subdir: &str) -> Result<(), Failure> {
     Ok(root.dir().remove_all(part)?)
 }
 
-/// Gives everything the time `time`, directories after what is in them.
-fn set_times(root: &Root, time: Timestamp) -> Result<(), Failure> {
-    let mut directories = vec![std::path::PathBuf::from("/")];
+/// Calls `each` with everything that is no directory, and tells the directories,
+/// those before what is in them.
+fn walk(
+    root: &Root,
+    mut each: impl FnMut(&Dir, &OsStr) -> Result<(), Failure>,
+) -> Result<Vec<PathBuf>, Failure> {
+    let mut directories = vec![PathBuf::from("/")];
     let mut at = 0;
     while let Some(path) = directories.get(at).cloned() {
         at += 1;
@@ -240,20 +252,39 @@ fn set_times(root: &Root, time: Timestamp) -> Result<(), Failure> {
             if is_dir {
                 directories.push(path.join(&entry.name));
             } else {
-                directory.utimens(&entry.name, time, time)?;
+                each(&directory, &entry.name)?;
             }
         }
     }
+    Ok(directories)
+}
+
+/// Gives everything the time `time`, directories after what is in them.
+fn set_times(root: &Root, time: Timestamp) -> Result<(), Failure> {
+    let directories = walk(root, |directory, name| Ok(directory.utimens(name, time, time)?))?;
     for path in directories.iter().rev() {
         root.open_dir(path)?.utimens(".", time, time)?;
     }
     Ok(())
 }
 
+/// Lets everybody write files that are no programs.
+fn open_to_all(root: &Root) -> Result<(), Failure> {
+    walk(root, |directory, name| {
+        let mode = directory.lstat(name)?.st_mode;
+        if FileType::from_raw_mode(mode) == FileType::RegularFile && mode & 0o111 == 0 {
+            directory.chmod(name, mode | 0o222)?;
+        }
+        Ok(())
+    })?;
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::{MetadataExt as _, symlink};
+    use std::fs::Permissions;
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 
     #[test]
     fn bundles_keep_names() {
@@ -285,6 +316,13 @@ mod tests {
         for name in ["c", "f", "link", "."] {
             assert_eq!(std::fs::symlink_metadata(at(name)).unwrap().mtime(), 86_400, "{name}");
         }
+        let mode = |path: &str| std::fs::symlink_metadata(at(path)).unwrap().mode() & 0o777;
+        for (name, before) in [("f", 0o640), ("c/program", 0o755)] {
+            std::fs::write(at(name), "x").unwrap();
+            std::fs::set_permissions(at(name), Permissions::from_mode(before)).unwrap();
+        }
+        open_to_all(&root).unwrap();
+        assert_eq!((mode("f"), mode("c/program")), (0o662, 0o755));
     }
 
     #[test]

@@ -16,7 +16,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 
 use async_trait::async_trait;
-use base::{Digest, Failure};
+use base::{Compatibility, Digest, Failure};
 use parking_lot::Mutex;
 use proto::pb;
 use refs::Ref;
@@ -165,6 +165,7 @@ impl Wanted {
 
     /// The result for `key`: one that is here, or made now.
     async fn tree(&self, worker: &Worker, key: &str, found: &Found, behalf: &Behalf) -> Result<Ref, Failure> {
+        let compatibility = behalf.compatibility()?;
         let index = format!("git-snapshot::{key}:{}", self.subdir);
         let _alone = worker.git.lock(&index).await;
         if let Some(known) = worker.refs.search(&index).iter().find_map(|id| worker.refs.get(id).ok()) {
@@ -175,7 +176,7 @@ impl Wanted {
         let staged = Box::pin(Staged::if_any(self, worker, &git, behalf)).await?;
         let from = staged.as_ref().map(Staged::url);
         let mirror = Box::pin(self.fetch(worker, &git, found, from.as_deref())).await?;
-        let made = Box::pin(self.checkout(worker, &mirror, found)).await;
+        let made = Box::pin(self.checkout(worker, &mirror, found, compatibility)).await;
         mirror.close().await?;
         let made = made?;
         made.set_index(&index)?;
@@ -226,7 +227,17 @@ impl GitSource {
         }
     }
 
-    fn key(&self, found: &Found) -> String {
+    /// Also tells apart what differs for another release; of this one it is the
+    /// reference's.
+    fn key(&self, found: &Found, compatibility: Compatibility) -> String {
+        let key = self.commit_key(found);
+        match compatibility {
+            Compatibility::V10 => format!("{key}(v10)"),
+            _ => key,
+        }
+    }
+
+    fn commit_key(&self, found: &Found) -> String {
         let wanted = &self.wanted;
         if is_commit(&found.reference) {
             return wanted.key(&found.reference, &found.reference);
@@ -243,7 +254,8 @@ impl GitSource {
 #[async_trait]
 impl Operation<Output> for GitSource {
     async fn cache_map(&self, _: usize, cx: &Cx) -> Result<CacheMap, Failure> {
-        let key = self.key(self.found(&Behalf::of(cx)).await?);
+        let behalf = Behalf::of(cx);
+        let key = self.key(self.found(&behalf).await?, behalf.compatibility()?);
         Ok(CacheMap { digest: super::key_digest(&key), deps: Vec::new(), last: true })
     }
 
@@ -254,7 +266,8 @@ impl Operation<Output> for GitSource {
     async fn run(&self, _: Vec<Output>, cx: &Cx) -> Result<Vec<Output>, Failure> {
         let behalf = Behalf::of(cx);
         let found = self.found(&behalf).await?;
-        let made = Box::pin(self.wanted.tree(&self.worker, &self.key(found), found, &behalf)).await?;
+        let key = self.key(found, behalf.compatibility()?);
+        let made = Box::pin(self.wanted.tree(&self.worker, &key, found, &behalf)).await?;
         Ok(vec![Some(made)])
     }
 }
