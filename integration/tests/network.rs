@@ -58,7 +58,7 @@ impl Bridged {
         entries.filter_map(|e| serde_json::from_slice(&std::fs::read(e.path()).ok()?).ok()).collect()
     }
 
-    /// The addresses of steps that run.
+    /// The addresses of namespaces, those of steps that run among them.
     fn addresses(&self) -> Vec<String> {
         let of = |entry: &serde_json::Value| {
             let address = entry["result"]["ips"][0]["address"].as_str()?;
@@ -91,16 +91,16 @@ impl Bridged {
     fn serve(&self) -> Result<(Reaped, String)> {
         let project = Project::new("FROM busybox\nRUN while :; do echo found | nc -l -p 8080; done\n")?;
         let server = self.spawn(&project, 0)?;
-        let find = || self.addresses().into_iter().next();
-        let address = wait_for("a step runs", PATIENCE, find).with_context(|| self.bench.daemon.log())?;
-        // It must really serve, or nothing is proven: this host may look.
-        let look = || {
+        // It must really serve, or nothing is proven: this host may look. Others of the
+        // addresses are those of namespaces that wait for their step.
+        let serves = |address: &String| {
             let mut stream = std::net::TcpStream::connect((address.as_str(), 8080)).ok()?;
             let mut said = String::new();
             std::io::Read::read_to_string(&mut stream, &mut said).ok()?;
             said.contains("found").then_some(())
         };
-        wait_for("the step serves", PATIENCE, look)?;
+        let look = || self.addresses().into_iter().find(|address| serves(address).is_some());
+        let address = wait_for("the step serves", PATIENCE, look).with_context(|| self.bench.daemon.log())?;
         Ok((server, address))
     }
 
@@ -130,29 +130,48 @@ fn many_builds_with_one_port() -> Result<()> {
     bridged.finish()
 }
 
+/// Says `word` to everybody who comes to a port of the host, which it tells.
+fn answer(address: &str, word: &'static [u8]) -> Result<u16> {
+    let listener = TcpListener::bind((address, 0))?;
+    let port = listener.local_addr()?.port();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            _ = std::io::Write::write_all(&mut stream, word);
+        }
+    });
+    Ok(port)
+}
+
+/// What a step with all privileges would do to reach a port of the host's loopback. It
+/// succeeds when it does not get there.
+fn to_loopback(gateway: &str, port: u16) -> String {
+    format!(
+        "ip link set lo down && ip addr del 127.0.0.1/8 dev lo \
+         && echo 1 > /proc/sys/net/ipv4/conf/eth0/route_localnet \
+         && ip route add 127.0.0.1 via {gateway} && ip route get 127.0.0.1 | grep 'dev eth0' \
+         && ! nc -w 2 127.0.0.1 {port} </dev/null | grep local"
+    )
+}
+
 fn steps_are_alone() -> Result<()> {
     let bridged = Bridged::start("", &["--allow-insecure-entitlement=security.insecure"])?;
     let (mut server, other) = bridged.serve()?;
-    let local = TcpListener::bind("127.0.0.1:0")?;
-    let everywhere = TcpListener::bind("0.0.0.0:0")?;
-    let (local, port) = (local.local_addr()?.port(), everywhere.local_addr()?.port());
-    std::thread::spawn(move || {
-        for mut stream in everywhere.incoming().flatten() {
-            _ = std::io::Write::write_all(&mut stream, b"host");
-        }
-    });
+    let (local, port) = (answer("127.0.0.1", b"local")?, answer("0.0.0.0", b"host")?);
     let gateway = other.rsplit_once('.').map(|(net, _)| format!("{net}.1")).context("no address")?;
     let dir = bridged.bench.daemon.dir().display().to_string();
     let (bridge, marker) = (&bridged.bridge, std::process::id());
     let project = Project::new(&format!(
         "FROM busybox\n\
          RUN echo {marker}; ! nc -w 2 {other} 8080 </dev/null\n\
-         RUN ! nc -w 2 127.0.0.1 {local} </dev/null && ! nc -w 2 {gateway} {local} </dev/null\n\
+         RUN ! nc -w 2 127.0.0.1 {local} </dev/null | grep local \
+             && ! nc -w 2 {gateway} {local} </dev/null | grep local\n\
          RUN nc -w 5 {gateway} {port} </dev/null | grep host\n\
          RUN ! test -e {dir}/buildkitd.sock\n\
          RUN --network=none ! ip route | grep default && ! ip link show eth0\n\
          RUN --security=insecure ! ip link show {bridge} && ! nsenter -t 1 -n ip link show {bridge} \
-             && ! ls /proc/*/root{dir}/buildkitd.sock\n"
+             && ! ls /proc/*/root{dir}/buildkitd.sock\n\
+         RUN --security=insecure {}\n",
+        to_loopback(&gateway, local)
     ))?;
     let allow = &["allow=security.insecure"];
     bridged.bench.build(Buildctl, &project, allow)?.ok()?;
@@ -187,7 +206,9 @@ fn killed_with_32_running() -> Result<()> {
 
 fn steps_leave_nothing() -> Result<()> {
     let bridged = Bridged::start("", &[])?;
-    let before = bridged.counts();
+    // The namespace by which the daemon tried its network waits for a first step for a while.
+    let idle = || (bridged.counts().3 == 0 && bridged.counts().0 == 0).then(|| bridged.counts());
+    let before = wait_for("no namespace is ready", PATIENCE, idle)?;
     let steps: String = (0..30).map(|n| format!("RUN echo {n} && ip addr show eth0\n")).collect();
     let project = Project::new(&format!("FROM busybox\n{steps}RUN false\n"))?;
     bridged.bench.build(Buildctl, &project, &["no-cache"])?.fails_with(&["RUN false"])?;
@@ -298,7 +319,11 @@ fn podmans_networks() -> Result<()> {
         }],
     });
     std::fs::write(&path, network.to_string())?;
-    let args = vec!["--oci-worker-net=netavark".into(), format!("--oci-cni-config-path={}", path.display())];
+    let args = vec![
+        "--oci-worker-net=netavark".into(),
+        format!("--oci-cni-config-path={}", path.display()),
+        "--allow-insecure-entitlement=security.insecure".into(),
+    ];
     let options = Options { net: Net::Host, args, ..Options::default() };
     let bench = match Bench::start(options.clone()) {
         Ok(bench) => bench,
@@ -314,13 +339,8 @@ fn podmans_networks() -> Result<()> {
     ensure!(log.contains("asked=\"netavark\"") && log.contains("build.json"), "{log}");
     let (_server, other) = bridged.serve()?;
     ensure!(other.starts_with(&format!("{subnet}.1")) && other.len() == subnet.len() + 4, "{other}");
-    let host = TcpListener::bind((format!("{subnet}.1"), 0))?;
-    let port = host.local_addr()?.port();
-    std::thread::spawn(move || {
-        for mut stream in host.incoming().flatten() {
-            _ = std::io::Write::write_all(&mut stream, b"host");
-        }
-    });
+    let port = answer(&format!("{subnet}.1"), b"host")?;
+    let local = answer("127.0.0.1", b"local")?;
     let project = Project::new(&format!(
         "FROM busybox\nARG N\n\
          RUN : $N; ! nc -w 2 {other} 8080 </dev/null && nc -w 5 {subnet}.1 {port} </dev/null | grep host\n\
@@ -330,6 +350,10 @@ fn podmans_networks() -> Result<()> {
     for mut build in several {
         ensure!(build.0.wait()?.success(), "{}", bridged.bench.daemon.log());
     }
+    // Netavark has the kernel route to the host's loopback.
+    let sly = to_loopback(&format!("{subnet}.1"), local);
+    let sly = Project::new(&format!("FROM busybox\nRUN --security=insecure {sly}\n"))?;
+    bridged.bench.build(Buildctl, &sly, &["allow=security.insecure"])?.ok()?;
 
     // What a killed daemon leaves, the next one takes away; itself it leaves nothing.
     bridged.bench.daemon.crash()?;

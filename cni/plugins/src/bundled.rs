@@ -36,6 +36,22 @@ impl Plugins {
     }
 }
 
+/// Every plugin there is, by the name its program is called.
+pub const NAMES: [&str; 12] = [
+    "bandwidth",
+    "bridge",
+    "dummy",
+    "firewall",
+    "host-local",
+    "ipvlan",
+    "loopback",
+    "macvlan",
+    "portmap",
+    "ptp",
+    "static",
+    "tuning",
+];
+
 impl Bundled for Plugins {
     fn plugin(&self, kind: &str) -> Option<Arc<dyn Plugin>> {
         let own = self.own.clone();
@@ -72,5 +88,17 @@ impl Bundled for Plugins {
 
     fn remove_default_network(&self, network: &DefaultNetwork) -> Result<(), Error> {
         default_network::remove(self, network)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_name_is_a_plugin() {
+        let plugins = Plugins::new();
+        assert!(NAMES.iter().all(|name| plugins.plugin(name).is_some()));
+        assert!(plugins.plugin("vlan").is_none());
     }
 }

@@ -46,6 +46,12 @@ pub(crate) fn protect(network: &str, bridge: &str, ingress: Ingress, addr: IpAdd
     list
 }
 
+/// Shuts the host's loopback off from what arrives at a bridge.
+#[cfg(feature = "netavark")]
+pub(crate) fn loopback(bridge: &str) -> Args {
+    Args { table: "raw", chain: "PREROUTING", rule: words(&format!("-i {bridge} -d 127.0.0.0/8 -j DROP")) }
+}
+
 /// Allows what a bridge sends and the answers to it.
 pub(crate) fn forwarding(bridge: &str) -> [Args; 2] {
     [

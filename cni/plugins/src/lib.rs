@@ -32,4 +32,4 @@ mod rules;
 mod static_ipam;
 mod tuning;
 
-pub use bundled::Plugins;
+pub use bundled::{NAMES, Plugins};

@@ -3,8 +3,9 @@
 //!
 //! Bridges and rules are netavark's and so the same that podman's containers get. Ours is what
 //! the library leaves to its caller: addresses, from `host-local`, and that nothing is left
-//! when half of it fails. Ports of a bridge are isolated from each other. Name servers are the
-//! host's: `aardvark-dns`, which knows the names of podman's containers, is not asked.
+//! when half of it fails. Ports of a bridge are isolated from each other, and the host's loopback
+//! from all of them: netavark has the kernel route to it, for ports that are forwarded from there.
+//! Name servers are the host's: `aardvark-dns`, which knows the names of podman's containers, is not asked.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -196,6 +197,9 @@ impl Netavark {
         let path = sandbox.to_string_lossy();
         let options = options(call, addresses.ips.iter().map(|ip| ip.address.addr).collect());
         let turn = self.turn.lock();
+        for address in guarded(conf, options.static_ips.iter().flatten()) {
+            self.plugins.rules.guard_loopback(bridge(conf), address)?;
+        }
         let status = alone(|| {
             let firewall = get_supported_firewall_driver(None)?;
             let (mut host, mut inside) = open_netlink_sockets(&path)?;
@@ -232,7 +236,7 @@ impl Netavark {
         let options = options(call, ips);
         let _turn = self.turn.lock();
         let mut host = open()?;
-        let bridge = conf.network.network_interface.as_deref().unwrap_or_default();
+        let bridge = bridge(conf);
         let mut there = true;
         if conf.network.driver == BRIDGE {
             host.delete(&port_name(call)).map_err(failed("remove port of the bridge"))?;
@@ -246,6 +250,12 @@ impl Netavark {
             let info = info(call, conf, &options, firewall.as_ref(), host.file.as_fd(), None);
             get_network_driver(info, &None)?.teardown((&mut host.netlink, None))
         });
+        for address in guarded(conf, options.static_ips.iter().flatten()) {
+            self.plugins.rules.leave_loopback(bridge, Some(address))?;
+        }
+        if conf.network.driver == BRIDGE && host.link(bridge).map_err(failed("look for bridge"))?.is_none() {
+            self.plugins.rules.leave_loopback(bridge, None)?;
+        }
         match done {
             // Nothing is left to be taken down, which it calls an error.
             Err(e) if !there => {
@@ -255,6 +265,16 @@ impl Netavark {
             done => done,
         }
     }
+}
+
+fn bridge(conf: &Conf) -> &str {
+    conf.network.network_interface.as_deref().unwrap_or_default()
+}
+
+/// Those of a container's addresses from which the host's loopback could be reached.
+fn guarded<'a>(conf: &Conf, ips: impl Iterator<Item = &'a IpAddr>) -> impl Iterator<Item = IpAddr> {
+    let is_bridge = conf.network.driver == BRIDGE;
+    ips.copied().filter(move |ip| is_bridge && ip.is_ipv4())
 }
 
 /// Runs netavark on a thread of its own: it enters the container's namespace, and when

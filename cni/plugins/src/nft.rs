@@ -74,6 +74,9 @@ pub(crate) enum Hook {
     DestinationNat,
     /// Destinations of what this host sends are changed.
     OutputNat,
+    /// Packets arrive, before anything else is done with them.
+    #[cfg(feature = "netavark")]
+    Arrival,
     /// Frames arrive at a bridge.
     BridgeArrival,
 }
@@ -86,6 +89,8 @@ impl Hook {
             Self::Forward => ("filter", 2, 0),
             Self::DestinationNat => ("nat", 0, -100),
             Self::OutputNat => ("nat", 3, -100),
+            #[cfg(feature = "netavark")]
+            Self::Arrival => ("filter", 0, -300),
             Self::BridgeArrival => ("filter", 0, -300),
         }
     }

@@ -34,8 +34,8 @@ pub fn plugin_name(args: &[String]) -> Option<String> {
     Some(name.to_owned())
 }
 
-/// Runs a plugin. `env` looks up environment variables.
-pub fn run(name: &str, env: impl Fn(&str) -> Option<String>, stdin: impl Read) -> Answer {
+/// Runs one of `plugins`. `env` looks up environment variables.
+pub fn run(plugins: &Plugins, name: &str, env: impl Fn(&str) -> Option<String>, stdin: impl Read) -> Answer {
     let mut text = String::new();
     let config = match stdin.take(LIMIT).read_to_string(&mut text) {
         Err(e) => Err(PluginError::new(Code::Io, format!("read configuration: {e}"))),
@@ -47,7 +47,7 @@ pub fn run(name: &str, env: impl Fn(&str) -> Option<String>, stdin: impl Read) -
         .ok()
         .and_then(|c| c.get("cniVersion")?.as_str().map(str::to_owned))
         .unwrap_or_else(|| "0.3.1".into());
-    match config.and_then(|config| call(name, env, &config, &version)) {
+    match config.and_then(|config| call(plugins, name, env, &config, &version)) {
         Ok(None) => Answer { text: String::new(), success: true },
         Ok(Some(value)) => Answer { text: value.to_string(), success: true },
         Err(mut error) => {
@@ -58,6 +58,7 @@ pub fn run(name: &str, env: impl Fn(&str) -> Option<String>, stdin: impl Read) -
 }
 
 fn call(
+    plugins: &Plugins,
     name: &str,
     env: impl Fn(&str) -> Option<String>,
     config: &Value,
@@ -92,7 +93,6 @@ fn call(
             return Err(missing("CNI_NETNS"));
         }
     }
-    let plugins = Plugins::new();
     let plugin = plugins.plugin(name).ok_or_else(|| {
         PluginError::new(Code::InvalidEnvironment, format!("no plugin {name:?} in this program"))
     })?;
@@ -133,7 +133,7 @@ mod tests {
 
     fn answer(env: &[(&str, &str)], config: &str) -> Value {
         let env = |key: &str| env.iter().find(|(k, _)| *k == key).map(|(_, v)| (*v).to_owned());
-        serde_json::from_str(&run("bridge", env, config.as_bytes()).text).unwrap()
+        serde_json::from_str(&run(&Plugins::new(), "bridge", env, config.as_bytes()).text).unwrap()
     }
 
     #[test]

@@ -243,6 +243,47 @@ impl Rules {
         Ok(())
     }
 
+    /// Shuts the host's loopback off from what arrives at a bridge, for as long as `address`
+    /// or another is on it. It takes a bridge with `route_localnet` to need that.
+    #[cfg(feature = "netavark")]
+    pub(crate) fn guard_loopback(&self, bridge: &str, address: IpAddr) -> Result<(), PluginError> {
+        let from = Step::From { interface: bridge.to_owned(), equal: true };
+        let Some(net) = Cidr::new(Ipv4Addr::new(127, 0, 0, 0).into(), 8) else { return Ok(()) };
+        let rule = vec![from, Step::Destination { net, within: true }, Step::Drop];
+        let table = Table {
+            family: Family::V4,
+            name: &table_name("loopback", bridge),
+            set: Some(SANDBOXES),
+            chains: vec![Chain { name: "prerouting", hook: Hook::Arrival, rules: vec![rule] }],
+        };
+        match self.nft(Backend::Auto, |s| s.describe(&table, Some(address))) {
+            Ok(()) => Ok(()),
+            Err(Trouble::Missing(e)) => iptables::add(address, &iptables::loopback(bridge), "-I", e),
+            Err(Trouble::Real(e)) => Err(refused("guard the loopback", e)),
+        }
+    }
+
+    /// Undoes [`Self::guard_loopback`] for `address`; for all when the bridge is gone, which
+    /// is `None`.
+    #[cfg(feature = "netavark")]
+    pub(crate) fn leave_loopback(&self, bridge: &str, address: Option<IpAddr>) -> Result<(), PluginError> {
+        let name = table_name("loopback", bridge);
+        let done = self.nft(Backend::Auto, |s| match address {
+            Some(address) => s.withdraw(Family::V4, &name, SANDBOXES, address),
+            None => s.delete_table(Family::V4, &name),
+        });
+        match (done, address) {
+            (Ok(()), _) => Ok(()),
+            // The rule of the program knows no addresses and goes with the bridge.
+            (Err(Trouble::Missing(_)), Some(_)) => Ok(()),
+            (Err(Trouble::Missing(_)), None) => {
+                iptables::delete(Ipv4Addr::LOCALHOST.into(), &iptables::loopback(bridge));
+                Ok(())
+            }
+            (Err(Trouble::Real(e)), _) => Err(refused("end guarding the loopback", e)),
+        }
+    }
+
     /// Lets nothing pass from a bridge's port but frames of one hardware address. One table
     /// for each container.
     pub(crate) fn hold_mac(&self, container: &str, port: &str, mac: [u8; 6]) -> Result<(), PluginError> {

@@ -20,6 +20,7 @@ mod forward;
 mod ledger;
 mod networks;
 pub mod plugin;
+mod pool;
 pub mod result;
 mod settings;
 

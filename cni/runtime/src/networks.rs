@@ -1,10 +1,8 @@
 //! Network namespaces for runs: made, handed out once, destroyed.
 
-use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use base::Failure;
 use base::task::{Scope, blocking};
@@ -18,6 +16,7 @@ use crate::dns::{Overrides, ResolvConf};
 use crate::forward::Forwarder;
 use crate::ledger::Ledger;
 use crate::plugin::{Attachment, Bundled};
+use crate::pool::{self, Pool};
 use crate::result::{Dns, NetworkResult};
 use crate::settings::{BridgeConfig, Choice, Config, DefaultNetwork, Mode};
 use crate::{Call, Command, Error};
@@ -27,40 +26,27 @@ const IFNAME: &str = "eth0";
 
 const HOST_RESOLV_CONF: &str = "/etc/resolv.conf";
 
-/// After a failure the pool rests, so as not to fail in circles.
-const REST: Duration = Duration::from_secs(5);
-
-/// Links of namespaces that have ended are remembered up to this number: the kernel has
-/// removed older ones by then.
-const LEAVING: usize = 1024;
-
 /// The networks of a daemon. Clones are the same.
 #[derive(Clone)]
 pub struct Networks(Arc<Inner>);
 
-struct Inner {
+pub(crate) struct Inner {
     kind: Kind,
     choice: Choice,
     ledger: Ledger,
     bundled: Arc<dyn Bundled>,
     dns: Overrides,
-    pool_size: usize,
-    pool: Mutex<Pool>,
+    /// How many are always ready.
+    pub(crate) pool_size: usize,
+    pub(crate) pool: Mutex<Pool>,
     /// Whether it is closed. Held for reading while a namespace is made.
     closed: RwLock<bool>,
-    wake: Notify,
+    /// One was taken.
+    pub(crate) wake: Notify,
+    /// Some were given up.
+    pub(crate) sweep: Notify,
     forwarder: tokio::sync::Mutex<Option<Forwarder>>,
-    scope: Scope,
-}
-
-#[derive(Default)]
-struct Pool {
-    ready: Vec<Made>,
-    /// Given up without being waited for.
-    dropped: Vec<Made>,
-    /// Host ends of links into namespaces that were destroyed, the last ones. The kernel
-    /// takes them away when it gets round to it.
-    leaving: VecDeque<String>,
+    pub(crate) scope: Scope,
 }
 
 enum Kind {
@@ -70,7 +56,8 @@ enum Kind {
 }
 
 /// A namespace that exists.
-struct Made {
+#[derive(Default)]
+pub(crate) struct Made {
     attachment: Attachment,
     path: PathBuf,
     /// None: nothing connects it.
@@ -93,12 +80,9 @@ impl Networks {
     pub async fn open(config: Config, bundled: Arc<dyn Bundled>, scope: &Scope) -> Result<Self, Failure> {
         let scope = scope.child();
         let inner = blocking(move || Ok(Arc::new(Inner::open(config, bundled, scope)?))).await?;
-        let networks = Self(inner);
-        if networks.0.pool_size > 0 {
-            networks.0.scope.spawn(fill(networks.0.clone()));
-        }
-        networks.0.scope.spawn(sweep(networks.0.clone()));
-        Ok(networks)
+        inner.scope.spawn(pool::fill(inner.clone()));
+        inner.scope.spawn(pool::sweep(inner.clone()));
+        Ok(Self(inner))
     }
 
     /// What clients are told: `cni`, `host` or `none`.
@@ -122,8 +106,12 @@ impl Networks {
     /// When it cannot be made.
     pub async fn namespace(&self, hostname: &str) -> Result<Namespace, Failure> {
         let inner = self.0.clone();
-        let ready = if hostname.is_empty() { inner.pool.lock().ready.pop() } else { None };
+        let ready = if hostname.is_empty() { inner.pool.lock().take() } else { None };
         inner.wake.notify_waiters();
+        let surplus = inner.pool.lock().too_many();
+        if let Some(surplus) = surplus {
+            pool::destroy(&inner, surplus).await;
+        }
         let mut namespace = match (&inner.kind, ready) {
             (Kind::Host | Kind::None, _) => Namespace::new(inner, None),
             (Kind::Plugins { .. }, Some(made)) => Namespace::new(inner, Some(made)),
@@ -174,56 +162,6 @@ impl Networks {
     }
 }
 
-/// Keeps namespaces ready.
-async fn fill(inner: Arc<Inner>) {
-    loop {
-        let wanted = inner.wake.notified();
-        let missing = inner.pool_size.saturating_sub(inner.pool.lock().ready.len());
-        if missing == 0 {
-            tokio::select! {
-                () = wanted => continue,
-                _ = inner.scope.cancelled() => return,
-            }
-        }
-        if inner.scope.is_cancelled() {
-            return;
-        }
-        let maker = inner.clone();
-        match blocking(move || Ok(maker.make("")?)).await {
-            Ok(made) => inner.pool.lock().ready.push(made),
-            Err(e) => {
-                tracing::warn!(error = %e, "prepare network namespace");
-                tokio::select! {
-                    () = tokio::time::sleep(REST) => {}
-                    _ = inner.scope.cancelled() => return,
-                }
-            }
-        }
-    }
-}
-
-/// Destroys namespaces whose owners did not.
-async fn sweep(inner: Arc<Inner>) {
-    loop {
-        let wanted = inner.wake.notified();
-        let dropped = std::mem::take(&mut inner.pool.lock().dropped);
-        if dropped.is_empty() {
-            tokio::select! {
-                () = wanted => continue,
-                _ = inner.scope.cancelled() => return,
-            }
-        }
-        let destroyer = inner.clone();
-        let done = blocking(move || {
-            dropped.into_iter().for_each(|made| destroyer.destroy_logged(made));
-            Ok(())
-        });
-        if let Err(e) = done.await {
-            tracing::warn!(error = %e, "destroy network namespaces");
-        }
-    }
-}
-
 impl Inner {
     fn open(config: Config, bundled: Arc<dyn Bundled>, scope: Scope) -> Result<Self, Error> {
         let net = config.root.join("net");
@@ -239,6 +177,7 @@ impl Inner {
             pool: Mutex::default(),
             closed: RwLock::default(),
             wake: Notify::new(),
+            sweep: Notify::new(),
             forwarder: tokio::sync::Mutex::default(),
             scope: scope.clone(),
         };
@@ -296,13 +235,19 @@ impl Inner {
         }
     }
 
+    /// Whether one is made ahead while steps follow each other, though nobody said so:
+    /// only where it costs nobody else an address.
+    pub(crate) fn ahead(&self) -> bool {
+        matches!(self.kind, Kind::Plugins { default: Some(_), .. })
+    }
+
     /// Makes one namespace and keeps it for the first run, or destroys it.
     fn tried(self) -> Result<Self, Error> {
         let tried = self.make("").and_then(|made| {
-            if self.pool_size == 0 {
+            if self.pool_size == 0 && !self.ahead() {
                 return self.destroy(&made);
             }
-            self.pool.lock().ready.push(made);
+            self.pool.lock().begin(made);
             Ok(())
         });
         match tried {
@@ -314,7 +259,7 @@ impl Inner {
         }
     }
 
-    fn make(&self, hostname: &str) -> Result<Made, Error> {
+    pub(crate) fn make(&self, hostname: &str) -> Result<Made, Error> {
         let Kind::Plugins { chain, .. } = &self.kind else {
             return Err(Error::config("network", "there are no plugins in this mode"));
         };
@@ -410,17 +355,13 @@ impl Inner {
         };
         let disconnected = chain.del(&made.attachment, Some(result), true);
         sys::netns::unbind(&made.path)?;
-        let mut pool = self.pool.lock();
         let ends = result.interfaces.iter().filter(|i| i.sandbox.is_empty());
-        pool.leaving.extend(ends.map(|i| i.name.clone()));
-        let surplus = pool.leaving.len().saturating_sub(LEAVING);
-        pool.leaving.drain(..surplus);
-        drop(pool);
+        self.pool.lock().leave(ends.map(|i| i.name.clone()));
         disconnected?;
         self.ledger.forget(&made.attachment.container_id)
     }
 
-    fn destroy_logged(&self, made: Made) {
+    pub(crate) fn destroy_logged(&self, made: Made) {
         if let Err(e) = self.destroy(&made) {
             tracing::warn!(id = made.attachment.container_id, error = %e, "destroy network namespace");
         }
@@ -428,14 +369,13 @@ impl Inner {
 
     fn close(&self) {
         *self.closed.write() = true;
-        let mut pool = std::mem::take(&mut *self.pool.lock());
-        let ready = pool.ready.drain(..).chain(pool.dropped.drain(..));
-        ready.for_each(|made| self.destroy_logged(made));
+        let left = self.pool.lock().empty();
+        left.into_iter().for_each(|made| self.destroy_logged(made));
         if let Kind::Plugins { default: Some(network), .. } = &self.kind {
             // A bridge with ports counts as one that somebody uses. Under load the kernel lets
             // links of namespaces that have ended stand for seconds.
-            pool.leaving.append(&mut self.pool.lock().leaving);
-            if let Err(e) = self.bundled.remove_links(pool.leaving.make_contiguous()) {
+            let leaving = self.pool.lock().leaving();
+            if let Err(e) = self.bundled.remove_links(&leaving) {
                 tracing::warn!(error = %e, "remove links of network namespaces that have ended");
             }
             let removed =
@@ -473,7 +413,7 @@ impl Namespace {
         &self.resolv_conf
     }
 
-    /// Destroys it and waits until that is done.
+    /// Destroys it and waits until that is done; when it is dropped nobody waits.
     ///
     /// # Errors
     /// When something of it stays; the next start of the daemon tries again.
@@ -545,8 +485,8 @@ impl Drop for Namespace {
         if *closed {
             self.inner.destroy_logged(made);
         } else {
-            self.inner.pool.lock().dropped.push(made);
-            self.inner.wake.notify_waiters();
+            self.inner.pool.lock().give_up(made);
+            self.inner.sweep.notify_waiters();
         }
     }
 }

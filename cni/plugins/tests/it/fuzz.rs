@@ -1,7 +1,7 @@
 //! Every plugin as a program with any configuration: it answers in JSON, and makes nothing
 //! where the namespace does not exist.
 
-use cni_plugins::program;
+use cni_plugins::{Plugins, program};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -86,7 +86,7 @@ proptest! {
                 Some(value.to_owned())
             };
             // What it does all the same, it does where nobody is.
-            let run = || program::run(name, env, config.to_string().as_bytes());
+            let run = || program::run(&Plugins::new(), name, env, config.to_string().as_bytes());
             let (_, answer) = sys::netns::NetNs::create(run).unwrap();
             if !answer.text.is_empty() {
                 prop_assert!(serde_json::from_str::<Value>(&answer.text).is_ok(), "{}", answer.text);

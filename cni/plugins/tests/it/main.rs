@@ -154,7 +154,7 @@ fn many_at_once_and_none_alike() {
         drop(networks.namespace("dropped"));
         tokio::select! {
             biased;
-            _ = networks.namespace("") => panic!("it takes longer than that"),
+            _ = networks.namespace("made-for-it") => panic!("it takes longer than that"),
             () = tokio::task::yield_now() => {}
         }
         networks.close().await;

@@ -227,7 +227,7 @@ async fn a_terminal_has_a_size() {
     let bench = Bench::new().await;
     let (resize, sizes) = tokio::sync::mpsc::channel(1);
     resize.send(WindowSize { rows: 33, columns: 99 }).await.unwrap();
-    let script = "test -t 1 && echo tty; size() { while ! stty size | grep -q \"$1\"; do sleep 0.02; done; echo is $1; }; \
+    let script = "test -t 1 && echo tty; size() { while ! stty size 2>/dev/null | grep -q \"$1\"; do sleep 0.02; done; echo is $1; }; \
                   size '33 99'; size '44 77'";
     let process = Process { tty: true, ..bench.sh(script) };
     let (seen, mut first) = tokio::sync::mpsc::unbounded_channel();
