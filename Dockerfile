@@ -36,7 +36,7 @@ FROM scratch AS system
 COPY --from=packages /rootfs/ /
 COPY --from=programs /programs/buildkitd /programs/buildctl /usr/bin/
 COPY --from=programs /programs/buildkit-cni /opt/cni/bin/
-RUN for plugin in bridge ptp macvlan ipvlan dummy loopback host-local static firewall portmap tuning bandwidth; do ln -s buildkit-cni /opt/cni/bin/$plugin; done
+RUN for plugin in $(/opt/cni/bin/buildkit-cni --list); do ln -s buildkit-cni /opt/cni/bin/$plugin; done
 ENV PATH=/usr/sbin:/usr/bin
 LABEL org.opencontainers.image.title="buildkit-cni" \
       org.opencontainers.image.description="Build daemon that speaks the API of BuildKit" \

@@ -1,6 +1,6 @@
 # Everything a person types. `make run` is the way in, `make test` the way to be sure.
 
-.PHONY: run stop build install uninstall deb image base-image test lint bench clean
+.PHONY: run stop build install uninstall deb image push image-programs base-image test lint bench clean
 
 # Where `install` puts things, and where it takes the programs from.
 PREFIX ?= /usr/local
@@ -8,6 +8,8 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 PROGRAMS ?= $(TARGET)/release
 UNITDIR ?= $(PREFIX)/lib/systemd/system
 USERUNITDIR ?= $(dir $(UNITDIR))user
+
+comma := ,
 
 # What is built in besides. `FEATURES=` leaves out netavark, which takes minutes and protoc.
 FEATURES ?= buildkitd/netavark
@@ -33,7 +35,7 @@ install:
 	install -D -m 755 -t $(DESTDIR)$(PREFIX)/bin $(PROGRAMS)/buildkitd $(PROGRAMS)/buildctl
 	install -D -m 755 -t $(DESTDIR)$(PREFIX)/libexec/buildkit-cni $(PROGRAMS)/buildkit-cni
 	strip $(DESTDIR)$(PREFIX)/bin/buildkitd $(DESTDIR)$(PREFIX)/bin/buildctl $(DESTDIR)$(PREFIX)/libexec/buildkit-cni/buildkit-cni
-	for plugin in bridge ptp macvlan ipvlan dummy loopback host-local static firewall portmap tuning bandwidth; do \
+	for plugin in $$($(PROGRAMS)/buildkit-cni --list); do \
 	    ln -sf buildkit-cni $(DESTDIR)$(PREFIX)/libexec/buildkit-cni/$$plugin || exit 1; done
 	install -D -m 644 -t $(DESTDIR)$(UNITDIR) systemd/buildkitd.socket
 	sed 's|@BINDIR@|$(PREFIX)/bin|' systemd/buildkitd.service | install -D -m 644 /dev/stdin $(DESTDIR)$(UNITDIR)/buildkitd.service
@@ -63,9 +65,18 @@ deb: build
 ## VARIANT=rootless makes buildkit-cni:rootless.
 DOCKER_BUILD ?= docker build
 VARIANT ?= root
-image: build
-	install -D -m 755 -s -t target/image $(PROGRAMS)/buildkitd $(PROGRAMS)/buildctl $(PROGRAMS)/buildkit-cni
+image: image-programs
 	$(DOCKER_BUILD) --build-arg VARIANT=$(VARIANT) --tag buildkit-cni:$(if $(filter rootless,$(VARIANT)),rootless,local) .
+
+## The image to a registry, as IMAGE=HOST/NAME:TAG, with its provenance and a list of what is
+## in it. SCANNER is the image that makes the list, where it is not to be buildx's own choice.
+BUILDX ?= docker buildx
+push: image-programs
+	$(BUILDX) build --build-arg VARIANT=$(VARIANT) --attest type=provenance,mode=max \
+	    --attest type=sbom$(if $(SCANNER),$(comma)generator=$(SCANNER)) --push --tag $(or $(IMAGE),$(error IMAGE=HOST/NAME:TAG is missing)) .
+
+image-programs: build
+	install -D -m 755 -s -t target/image $(PROGRAMS)/buildkitd $(PROGRAMS)/buildctl $(PROGRAMS)/buildkit-cni
 
 ## What the image is made from, where no registry has it.
 base-image:
@@ -77,8 +88,9 @@ test:
 
 ## What has to be clean before a change goes in.
 lint:
+	@$(if $(FEATURES),integration/setup.sh build)
 	cargo fmt --all --check
-	cargo clippy --workspace --all-targets -- -D warnings
+	cargo clippy --workspace --all-targets --features '$(FEATURES)' -- -D warnings
 
 ## Medians of the daemon's own times; BENCH='a=PATH b=PATH' compares daemons.
 bench:

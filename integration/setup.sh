@@ -75,17 +75,14 @@ fetch_buildx() {
     trap - EXIT INT TERM
 }
 
-# A root file system of Debian, without what nobody reads: NAME PACKAGES
+# A root file system of Debian: NAME PACKAGES
 make_debian() {
     tarball="$cache/images/$1.tar"
     [ ! -s "$tarball" ] || return 0
     echo "setup: making the root file system \"$1\""
     mkdir -p "$cache/images"
-    mmdebstrap --quiet --variant=minbase --include="$2" \
-        --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
-        --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/info/*' \
-        "$suite" "$tarball.new.tar"
-    mv "$tarball.new.tar" "$tarball"
+    "$(dirname "$0")/../images/base.sh" "$suite" "$2" >"$tarball.new"
+    mv "$tarball.new" "$tarball"
 }
 
 # The schema of Kubernetes' API, out of a package that checks manifests.
@@ -115,4 +112,4 @@ fetch_schemas
 # A base image with a package database and many files.
 make_debian debian ""
 # A machine that boots, to install the package on; users have their own services there.
-make_debian machine systemd,systemd-sysv,runc,ca-certificates,dbus,libpam-systemd,rootlesskit,uidmap
+make_debian machine systemd,systemd-sysv,runc,dbus,libpam-systemd,rootlesskit,uidmap

@@ -95,17 +95,24 @@ impl Buildx {
 
     /// `docker buildx ARGS`, not yet started.
     pub fn command(&self, args: &[&str]) -> Command {
-        let home = self.home.path();
         let mut command = Command::new(&self.program);
+        self.equip(&mut command);
+        command.args(args);
         command
-            .args(args)
-            .env("HOME", home)
-            .env("DOCKER_CONFIG", home)
-            .env("BUILDX_CONFIG", home.join("buildx"));
+    }
+
+    /// The program itself.
+    pub fn program(&self) -> &Path {
+        &self.program
+    }
+
+    /// Has whatever `command` starts use this as its buildx.
+    pub fn equip(&self, command: &mut Command) {
+        let home = self.home.path();
+        command.env("HOME", home).env("DOCKER_CONFIG", home).env("BUILDX_CONFIG", home.join("buildx"));
         for inherited in ["BUILDKIT_HOST", "BUILDX_BUILDER", "DOCKER_HOST", "DOCKER_CONTEXT"] {
             command.env_remove(inherited);
         }
-        command
     }
 
     /// Runs `docker buildx ARGS`.

@@ -4,7 +4,7 @@ use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -85,6 +85,34 @@ impl Registry {
         let config = manifest["config"]["digest"].as_str().context("config digest")?;
         let config = serde_json::from_slice(&self.blob(name, config)?)?;
         Ok((manifest, config))
+    }
+
+    /// What an attestation of `kind`, a predicate's type, says about the image for this
+    /// machine.
+    ///
+    /// # Errors
+    /// When there is none, or one of the image's attestations is not about the image.
+    pub fn statement(&self, name: &str, reference: &str, kind: &str) -> Result<Value> {
+        let index = self.manifest(name, reference)?.1;
+        let manifests = index["manifests"].as_array().with_context(|| format!("no index: {index}"))?;
+        let image = manifests[0]["digest"].as_str().context("image")?;
+        let about = &manifests[1];
+        ensure!(about["annotations"]["vnd.docker.reference.digest"] == image, "{index}");
+        ensure!(about["platform"]["os"] == "unknown", "{index}");
+        let manifest = self.manifest(name, about["digest"].as_str().context("digest")?)?.1;
+        let mut found = None;
+        for layer in manifest["layers"].as_array().context("statements")? {
+            let blob = self.blob(name, layer["digest"].as_str().context("digest")?)?;
+            let statement: Value = serde_json::from_slice(&blob)?;
+            let said = layer["annotations"]["in-toto.io/predicate-type"].as_str().context("type")?;
+            ensure!(statement["predicateType"] == said, "{statement}");
+            let subject = &statement["subject"][0]["digest"]["sha256"];
+            ensure!(subject.as_str().is_some_and(|hex| image.ends_with(hex)), "{statement}");
+            if said == kind {
+                found = Some(statement["predicate"].clone());
+            }
+        }
+        found.with_context(|| format!("nothing of {kind} in {manifest}"))
     }
 }
 

@@ -44,33 +44,9 @@ fn project() -> Result<Project> {
         .with("given", "given\n")
 }
 
-/// The statements about the image `name`, by the type of what they say.
-fn statements(env: &Env, name: &str) -> Result<Vec<(String, Value)>> {
-    let registry = &env.bench.registry;
-    let index = registry.manifest(name, "latest")?.1;
-    let manifests = index["manifests"].as_array().with_context(|| format!("no index: {index}"))?;
-    let image = manifests[0]["digest"].as_str().context("image")?;
-    let about = &manifests[1];
-    ensure!(about["annotations"]["vnd.docker.reference.digest"] == image, "{index}");
-    ensure!(about["platform"]["os"] == "unknown", "{index}");
-    let manifest = registry.manifest(name, about["digest"].as_str().context("digest")?)?.1;
-    let layers = manifest["layers"].as_array().context("statements")?;
-    let mut out = Vec::new();
-    for layer in layers {
-        let kind = layer["annotations"]["in-toto.io/predicate-type"].as_str().context("type")?;
-        let blob = registry.blob(name, layer["digest"].as_str().context("digest")?)?;
-        let statement: Value = serde_json::from_slice(&blob)?;
-        ensure!(statement["predicateType"] == kind, "{statement}");
-        let subject = &statement["subject"][0]["digest"]["sha256"];
-        ensure!(subject.as_str().is_some_and(|hex| image.ends_with(hex)), "{statement}");
-        out.push((kind.to_owned(), statement["predicate"].clone()));
-    }
-    Ok(out)
-}
-
-fn the(statements: &[(String, Value)], kind: &str) -> Result<Value> {
-    let found = statements.iter().find(|(k, _)| k == kind).map(|(_, predicate)| predicate.clone());
-    found.with_context(|| format!("no {kind} among {statements:?}"))
+/// What is said about the image `name`.
+fn said_of(env: &Env, name: &str, kind: &str) -> Result<Value> {
+    env.bench.registry.statement(name, "latest", kind)
 }
 
 /// What buildx asks for when nobody says anything.
@@ -78,7 +54,7 @@ fn provenance_of_an_image(env: &Env) -> Result<()> {
     let output = format!("output=type=image,name={}/out/said,push=true", env.bench.registry.host());
     let options = [&output, "build-arg:SECRET_OF_MINE=hidden", "--provenance=mode=min,inline-only=true"];
     env.bench.build(Buildx, &project()?, &options)?.ok()?;
-    let said = the(&statements(env, "out/said")?, SLSA)?;
+    let said = said_of(env, "out/said", SLSA)?;
     let definition = &said["buildDefinition"];
     let used = &definition["resolvedDependencies"][0];
     let base = env.bench.registry.manifest("library/busybox", "latest")?.0;
@@ -105,7 +81,7 @@ fn provenance_in_full(env: &Env) -> Result<()> {
         "--opt=attest:provenance=mode=max,version=v0.2,builder-id=https://example.com/me,reproducible=true";
     let options = [output.as_str(), full, "build-arg:SECRET_OF_MINE=told"];
     env.bench.build(Buildctl, &project()?, &options)?.ok()?;
-    let said = the(&statements(env, "out/full")?, "https://slsa.dev/provenance/v0.2")?;
+    let said = said_of(env, "out/full", "https://slsa.dev/provenance/v0.2")?;
     ensure!(said["builder"]["id"] == "https://example.com/me", "{said}");
     ensure!(said["invocation"]["parameters"]["args"]["build-arg:SECRET_OF_MINE"] == "told", "{said}");
     ensure!(said["invocation"]["environment"]["fleet"] == "north", "{said}");
@@ -176,7 +152,7 @@ fn list_of_contents(env: &Env) -> Result<()> {
     let scan = format!("--opt=attest:sbom=generator={tool},COLOUR=blue");
     let output = format!("output=type=image,name={host}/out/listed,push=true");
     env.bench.build(Buildctl, &project()?, &[&output, &scan])?.ok()?;
-    let said = the(&statements(env, "out/listed")?, SPDX)?;
+    let said = said_of(env, "out/listed", SPDX)?;
     let (manifest, _) = env.bench.registry.image("out/listed", "latest")?;
     // The layer of RUN: that of the base is below, that of COPY above.
     let layer = manifest["layers"][1]["digest"].as_str().context("layer")?;

@@ -66,9 +66,8 @@ impl Bench {
     }
 }
 
-/// `make image` with the programs under test, in a directory of its own, where
-/// `build` stands for `docker build`. Gives what the Dockerfile copies.
-fn make_image(engine: Option<&Dockerd>, build: &str) -> Result<TempDir> {
+/// What the image is made of, in a directory of its own.
+fn image_context() -> Result<TempDir> {
     let context = TempDir::with_prefix("bk-image-context-")?;
     let mut copy = Command::new("cp");
     let source = places::workspace();
@@ -76,15 +75,16 @@ fn make_image(engine: Option<&Dockerd>, build: &str) -> Result<TempDir> {
         .args(["Dockerfile", "Makefile", "images"].map(|name| source.join(name)))
         .arg(context.path());
     process::run(copy)?.ok()?;
-    let mut make = Command::new("make");
-    if let Some(engine) = engine {
-        engine.equip(&mut make);
-    }
-    // The programs are built already.
-    make.current_dir(context.path()).args(["--old-file=build", "image"]).arg(format!("DOCKER_BUILD={build}"));
-    make.arg(format!("PROGRAMS={}", places::programs()?.display()));
-    process::run(make)?.ok()?;
     Ok(context)
+}
+
+/// `make ARGS` there, with the programs under test.
+fn make(context: &TempDir, args: &[&str]) -> Result<Command> {
+    let mut make = Command::new("make");
+    // The programs are built already.
+    make.current_dir(context.path()).arg("--old-file=build").args(args);
+    make.arg(format!("PROGRAMS={}", places::programs()?.display()));
+    Ok(make)
 }
 
 /// Builds the images with our daemon.
@@ -94,13 +94,69 @@ fn build_images(into: &Path) -> Result<()> {
     let mirror = Some(registry.host().to_owned());
     let mut daemon = Daemon::start(Options { net: Net::Host, mirror, ..Options::default() })?;
     let buildx = integration::Buildx::new(&daemon)?;
-    let context = make_image(None, "true")?;
+    let context = image_context()?;
+    process::run(make(&context, &["image-programs"])?)?.ok()?;
     for ((variant, file), tag) in VARIANTS.into_iter().zip(["local", "rootless"]) {
         let output = format!("type=docker,name=buildkit-cni:{tag},dest={}", into.join(file).display());
         let variant = format!("--build-arg=VARIANT={variant}");
         buildx.build(context.path(), &["--output", &output, &variant])?.ok()?;
     }
+    push_image(&registry, &buildx, &context)?;
     daemon.stop()
+}
+
+/// Lists the packages that are in a root file system.
+const SCANNER: &str = r#"#!/bin/sh
+set -e
+cd "$BUILDKIT_SCAN_SOURCE/var/lib/dpkg/status.d"
+{
+    printf '{"_type":"https://in-toto.io/Statement/v0.1","predicateType":"https://spdx.dev/Document","predicate":'
+    printf '{"SPDXID":"SPDXRef-DOCUMENT","spdxVersion":"SPDX-2.3","packages":['
+    comma=
+    for package in *; do
+        field() { sed -n "s/^$1: //p" "$package"; }
+        printf '%s{"name":"%s","versionInfo":"%s"}' "$comma" "$(field Package)" "$(field Version)"
+        comma=,
+    done
+    printf ']}}'
+} >"$BUILDKIT_SCAN_DESTINATION/sbom.spdx.json"
+"#;
+
+/// The image in a registry says how it was made and what is in it.
+fn push_image(registry: &Registry, buildx: &integration::Buildx, context: &TempDir) -> Result<()> {
+    let scanner =
+        Project::new("FROM debian:bookworm-slim\nCOPY --chmod=755 scan /scan\nENTRYPOINT [\"/scan\"]\n")?
+            .with("scan", SCANNER)?;
+    let (host, name) = (registry.host(), "built/appliance");
+    let tool = format!("{host}/tools/scanner");
+    buildx.build(scanner.dir(), &["--push", "--tag", &tool])?.ok()?;
+    let mut push = make(
+        context,
+        &[
+            "push",
+            &format!("IMAGE={host}/{name}:1"),
+            &format!("SCANNER={tool}"),
+            &format!("BUILDX={}", buildx.program().display()),
+        ],
+    )?;
+    buildx.equip(&mut push);
+    process::run({
+        push.env("BUILDX_BUILDER", "bench");
+        push
+    })?
+    .ok()?;
+    let listed = registry.statement(name, "1", "https://spdx.dev/Document")?;
+    let packages = listed["packages"].as_array().context("packages")?;
+    for package in ["git", "crun", "nftables", "ca-certificates"] {
+        let found = packages.iter().find(|p| p["name"] == package);
+        ensure!(found.is_some_and(|p| p["versionInfo"].is_string()), "{package}: {listed}");
+    }
+    let made = registry.statement(name, "1", "https://slsa.dev/provenance/v1")?;
+    let materials = made["buildDefinition"]["resolvedDependencies"].as_array().context("materials")?;
+    let is_base = |m: &serde_json::Value| m["uri"].as_str().is_some_and(|uri| uri.contains("debian@"));
+    ensure!(materials.iter().any(is_base), "{made}");
+    ensure!(made["buildDefinition"]["internalParameters"]["buildConfig"].is_object(), "{made}");
+    Ok(())
 }
 
 /// A registry that only serves who shows a certificate, in the engine's network.
@@ -175,7 +231,10 @@ fn stock(_: &Bench) -> Result<()> {
     let engine = Dockerd::start()?;
     let base = places::provided(places::cache().join("images/debian.tar"))?;
     engine.run(&["import", &base.display().to_string(), "debian:bookworm-slim"])?.ok()?;
-    make_image(Some(&engine), "docker build --network=host")?;
+    let context = image_context()?;
+    let mut make = make(&context, &["image", "DOCKER_BUILD=docker build --network=host"])?;
+    engine.equip(&mut make);
+    process::run(make)?.ok()?;
     let run = engine.run(&["run", "--rm", "--network=none", "buildkit-cni:local", "--version"])?.ok()?;
     ensure!(run.split_whitespace().count() == 4, "{run}");
     Ok(())
