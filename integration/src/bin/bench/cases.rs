@@ -97,6 +97,12 @@ pub(crate) const CASES: &[Case] = &[
         once: false,
         run: networks::left,
     },
+    Case {
+        name: "net-killed",
+        what: "start to the first answer after kill -9 with 32 steps running",
+        once: false,
+        run: networks::killed,
+    },
 ];
 
 impl Lab {

@@ -15,6 +15,7 @@ use proto::pb::Definition;
 use serde_json::json;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
+use tokio::task::JoinSet;
 use tonic::transport::Channel;
 
 const START: Duration = Duration::from_secs(30);
@@ -139,18 +140,41 @@ impl Daemon {
         let client = self.client.as_ref().context("not running")?;
         self.runtime.block_on(async {
             let begun = Instant::now();
-            let mut waiting = tokio::task::JoinSet::new();
-            for definition in definitions {
-                let mut client = client.clone();
-                let request =
-                    SolveRequest { r#ref: fresh(), definition: Some(definition), ..SolveRequest::default() };
-                waiting.spawn(async move { client.solve(request).await });
-            }
+            let mut waiting = send(client, definitions);
             while let Some(solved) = waiting.join_next().await {
-                solved?.map_err(|status| anyhow::anyhow!("solve: {}", status.message()))?;
+                solved??;
             }
             Ok(begun.elapsed())
         })
+    }
+
+    /// Kills it once as many steps `sleep 1000` as there are `definitions`, and starts it
+    /// anew. Says how long it was until the first answer.
+    pub(crate) fn crash(&mut self, definitions: Vec<Definition>) -> Result<Duration> {
+        let steps = definitions.len();
+        let client = self.client.take().context("not running")?;
+        let mut service = self.service.take().context("not running")?;
+        self.runtime.block_on(async {
+            let mut waiting = send(&client, definitions);
+            let begun = Instant::now();
+            let asleep = || {
+                let processes = leak::processes(self.dir.path(), Some(service.pid()));
+                processes.iter().filter(|p| p.trim_end().ends_with(": sleep 1000")).count()
+            };
+            while asleep() < steps {
+                if begun.elapsed() > START {
+                    bail!("not all of {steps} steps run:\n{}", service.log());
+                }
+                if let Some(solved) = waiting.try_join_next() {
+                    solved??;
+                    bail!("a step ended that should not");
+                }
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            service.kill();
+            Ok(())
+        })?;
+        self.launch()
     }
 
     /// Memory that it occupies now, and the most it ever did, in MiB.
@@ -164,6 +188,21 @@ impl Daemon {
         };
         Ok((field("VmRSS")?, field("VmHWM")?))
     }
+}
+
+/// Has all of them built at once.
+fn send(client: &ControlClient<Channel>, definitions: Vec<Definition>) -> JoinSet<Result<()>> {
+    let mut waiting = JoinSet::new();
+    for definition in definitions {
+        let mut client = client.clone();
+        let request =
+            SolveRequest { r#ref: fresh(), definition: Some(definition), ..SolveRequest::default() };
+        waiting.spawn(async move {
+            let solved = client.solve(request).await;
+            solved.map(drop).map_err(|status| anyhow::anyhow!("solve: {}", status.message()))
+        });
+    }
+    waiting
 }
 
 impl Drop for Daemon {

@@ -31,8 +31,8 @@ const USAGE: &str = "Measures build daemons against each other, as root.
 
   bench [FLAGS] [NAME=BUILDKITD]...
 
-Every daemon that is named runs the same cases, driven by the same client; they take turns
-within each round. The result, on standard output, is a Markdown table of medians. Ratios are
+Every daemon that is named runs the same cases, driven by the same client; they take turns,
+each round in another order. The result, on standard output, is a Markdown table of medians. Ratios are
 to the first daemon: below one where the other is better. Without a NAME=PATH the buildkitd
 beside this program is measured.
 
@@ -102,7 +102,11 @@ fn measure() -> Result<()> {
                 continue;
             }
             let candidates = if case.once { 1 } else { arguments.candidates.len() };
-            for (column, candidate) in arguments.candidates.iter().take(candidates).enumerate() {
+            let mut turns: Vec<_> = arguments.candidates.iter().take(candidates).enumerate().collect();
+            turns.rotate_left(round % candidates);
+            for (column, candidate) in turns {
+                // Nobody waits for what another has left to be written.
+                rustix::fs::sync();
                 eprintln!("round {}: {} with {}", round + 1, case.name, candidate.name);
                 let mut report = |figure: &str, unit, value| table.add(figure, unit, column, value);
                 if let Err(e) = (case.run)(&lab, candidate, &mut report) {

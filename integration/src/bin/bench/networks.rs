@@ -183,6 +183,8 @@ pub(crate) fn left(lab: &Lab, candidate: &Candidate, report: &mut Report<'_>) ->
         let given = files(net.join(format!("ipam/buildkit-{}", daemon.bridge())));
         Ok([leak::ports(daemon.bridge()).len(), files(net.join("cni")), rules, given])
     };
+    // A namespace that was made ahead waits for the next step for a while.
+    std::thread::sleep(Duration::from_secs(5));
     let before = count()?;
     let mut taken = Duration::ZERO;
     for _ in 0..25 {
@@ -198,5 +200,17 @@ pub(crate) fn left(lab: &Lab, candidate: &Candidate, report: &mut Report<'_>) ->
     let more: usize = after.iter().zip(before).map(|(after, before)| after.abs_diff(before)).sum();
     report("1,000 RUN steps, four builds at once", Unit::Millis, millis(taken));
     report("links, namespaces, rules and addresses left of them", Unit::Things, more as f64);
+    Ok(())
+}
+
+/// Killed while many steps run, it takes away what they had before it serves again.
+pub(crate) fn killed(lab: &Lab, candidate: &Candidate, report: &mut Report<'_>) -> Result<()> {
+    let mut daemon = lab.daemon(candidate, Net::Default)?;
+    daemon.solve(chain(1))?;
+    daemon.stop()?;
+    report("start to first answer, after an orderly end", Unit::Millis, millis(daemon.launch()?));
+    let endless = || Steps::from(BUSYBOX).shell(&format!(": {}; sleep 1000", fresh())).definition();
+    let taken = daemon.crash((0..32).map(|_| endless()).collect())?;
+    report("start to first answer, after kill -9 with 32 steps running", Unit::Millis, millis(taken));
     Ok(())
 }
