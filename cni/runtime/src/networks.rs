@@ -45,6 +45,8 @@ pub(crate) struct Inner {
     pub(crate) wake: Notify,
     /// Some were given up.
     pub(crate) sweep: Notify,
+    /// Held while one is made ahead of its use, or destroyed after it.
+    pub(crate) turn: tokio::sync::Mutex<()>,
     forwarder: tokio::sync::Mutex<Option<Forwarder>>,
     pub(crate) scope: Scope,
 }
@@ -115,15 +117,7 @@ impl Networks {
         let mut namespace = match (&inner.kind, ready) {
             (Kind::Host | Kind::None, _) => Namespace::new(inner, None),
             (Kind::Plugins { .. }, Some(made)) => Namespace::new(inner, Some(made)),
-            (Kind::Plugins { .. }, None) => {
-                let hostname = hostname.to_owned();
-                // Whole before it is handed over: should nobody wait any more, it is released.
-                let make = move || {
-                    let made = inner.make(&hostname)?;
-                    Ok(Namespace::new(inner, Some(made)))
-                };
-                blocking(make).await?
-            }
+            (Kind::Plugins { .. }, None) => inner.make_room(hostname).await?,
         };
         namespace.resolv_conf = namespace.settle_dns().await?;
         Ok(namespace)
@@ -178,6 +172,7 @@ impl Inner {
             closed: RwLock::default(),
             wake: Notify::new(),
             sweep: Notify::new(),
+            turn: tokio::sync::Mutex::default(),
             forwarder: tokio::sync::Mutex::default(),
             scope: scope.clone(),
         };
@@ -257,6 +252,33 @@ impl Inner {
                 Err(e)
             }
         }
+    }
+
+    /// Makes one for a run that waits. Where that fails, what is ahead of its use or was
+    /// given up may have what it takes, such as the last address, and goes first.
+    async fn make_room(self: &Arc<Self>, hostname: &str) -> Result<Namespace, Failure> {
+        // Whole before it is handed over: should nobody wait any more, it is released.
+        let make = || {
+            let (inner, hostname) = (self.clone(), hostname.to_owned());
+            blocking(move || {
+                let made = inner.make(&hostname)?;
+                Ok(Namespace::new(inner, Some(made)))
+            })
+        };
+        let error = match make().await {
+            Ok(namespace) => return Ok(namespace),
+            Err(e) => e,
+        };
+        let under_way = self.turn.try_lock().is_err();
+        let _turn = self.turn.lock().await;
+        let spare = self.pool.lock().empty();
+        if spare.is_empty() && !under_way {
+            return Err(error);
+        }
+        for made in spare {
+            pool::destroy(self, made).await;
+        }
+        make().await
     }
 
     pub(crate) fn make(&self, hostname: &str) -> Result<Made, Error> {

@@ -116,10 +116,13 @@ pub(crate) async fn fill(inner: Arc<Inner>) {
         if inner.scope.is_cancelled() {
             return;
         }
+        let turn = inner.turn.lock().await;
         let maker = inner.clone();
-        match blocking(move || Ok(maker.make("")?)).await {
+        let made = blocking(move || Ok(maker.make("")?)).await;
+        match made {
             Ok(made) => inner.pool.lock().ready.push(made),
             Err(e) => {
+                drop(turn);
                 tracing::warn!(error = %e, "prepare network namespace");
                 tokio::select! {
                     () = tokio::time::sleep(REST) => {}
@@ -134,7 +137,9 @@ pub(crate) async fn fill(inner: Arc<Inner>) {
 pub(crate) async fn sweep(inner: Arc<Inner>) {
     loop {
         let wanted = inner.sweep.notified();
+        let turn = inner.turn.lock().await;
         let Some(dropped) = inner.pool.lock().dropped.pop() else {
+            drop(turn);
             tokio::select! {
                 () = wanted => continue,
                 _ = inner.scope.cancelled() => return,
