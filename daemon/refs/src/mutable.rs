@@ -204,7 +204,8 @@ impl Mutable {
     }
 
     /// Makes it immutable, in one transaction with its snapshot. A retained
-    /// one stays and can be had again by its id.
+    /// one stays and can be had again by its id. It is on disk a moment later,
+    /// or with whatever is written durably before.
     ///
     /// # Errors
     /// When the database refuses.
@@ -235,7 +236,7 @@ impl Mutable {
         let id = base::id::fresh();
         let committed = Held::new(inner.clone(), &id, held.parents.clone());
         store.fail().pass("ref.commit")?;
-        inner.ledger.change(true, |change| {
+        inner.ledger.change(false, |change| {
             let mut old = change.get(&self.id)?;
             let mut new = Record {
                 record_type: old.record_type,
@@ -260,6 +261,7 @@ impl Mutable {
             }
             Ok(also(change.tx, &id)?)
         })?;
+        inner.settle();
         store.fail().pass("ref.committed")?;
         // Committed: nothing for drop to remove.
         self.held = None;

@@ -2,6 +2,8 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use base::Failure;
 use base::once::Flight;
@@ -13,6 +15,12 @@ use crate::error::Error;
 use crate::held::{Mount, Ref};
 use crate::ledger::{INDEX, Ledger, META, RECORDS};
 use crate::model::{Content, Record};
+
+/// How long a new ref may be nowhere but in memory. To have it on disk takes longer than all
+/// else that is done for a step, and steps that follow each other would each wait for it. Who is
+/// killed loses the steps of this time, not what comes before; what ends a build is written
+/// down before anybody is told.
+const SETTLE: Duration = Duration::from_millis(100);
 
 /// What the owner decides.
 #[derive(Clone)]
@@ -55,6 +63,8 @@ pub(crate) struct Inner {
     pub(crate) compressions: Semaphore,
     /// One prune at a time.
     pub(crate) pruning: tokio::sync::Mutex<()>,
+    /// Somebody is about to write down what is not yet.
+    settling: AtomicBool,
 }
 
 impl Inner {
@@ -88,6 +98,7 @@ impl Refs {
                 unpacks: Semaphore::new(unpacks),
                 compressions: Semaphore::new(compressions),
                 pruning: tokio::sync::Mutex::default(),
+                settling: AtomicBool::new(false),
             }),
         };
         refs.inner.empty_trash();
@@ -146,6 +157,32 @@ impl Refs {
 }
 
 impl Inner {
+    /// Has what was changed lazily on disk after [`SETTLE`].
+    pub(crate) fn settle(self: &Arc<Self>) {
+        if self.settling.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let inner = self.clone();
+        let write = move || {
+            // First: a change from here on may be too late for this write.
+            inner.settling.store(false, Ordering::Release);
+            if let Err(e) = inner.ledger.change(true, |_| Ok(())) {
+                tracing::warn!(error = %e, "write down new refs");
+            }
+        };
+        if tokio::runtime::Handle::try_current().is_err() {
+            return write();
+        }
+        let scope = self.options.scope.clone();
+        drop(self.options.scope.spawn(async move {
+            tokio::select! {
+                () = tokio::time::sleep(SETTLE) => {}
+                _ = scope.cancelled() => {}
+            }
+            _ = tokio::task::spawn_blocking(write).await;
+        }));
+    }
+
     /// Deletes what was thrown away, in the background.
     pub(crate) fn empty_trash(&self) {
         let store = self.ledger.store.clone();

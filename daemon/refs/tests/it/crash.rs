@@ -25,6 +25,7 @@ async fn dies() {
     let dir = Dir(path);
     let refs = dir.refs().await;
     let kept = file(&refs, None, "kept", "1").await;
+    refs.flush().await.unwrap();
     refs.store().fail().arm(point, Action::Abort);
     let registry = Registry::new();
     let image = registry.image(&refs, &[registry.layer(&[("a", "1")]), registry.layer(&[("b", "2")])]).await;
