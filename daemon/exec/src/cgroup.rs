@@ -42,6 +42,31 @@ pub(crate) fn is_unified() -> bool {
     Path::new(ROOT).join("cgroup.controllers").exists()
 }
 
+/// Lets the kernel know that a process is about to change its group. Whoever is the first to
+/// move one lets it wait for all processors, which takes longer than everything else about a
+/// container; the next find that done. What is moved here is this process, to where it is:
+/// nothing changes, and the wait passes while a container is prepared.
+pub(crate) fn expect_move() {
+    let own = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let Some(members) = own.lines().find_map(|line| members_of(Path::new(ROOT), line)) else { return };
+    // Where only the superuser may move processes, the wait is over before it is refused.
+    if let Err(e) = std::fs::write(&members, "0") {
+        tracing::debug!(path = %members.display(), error = %e, "expect a move between cgroups");
+    }
+}
+
+/// The list of members of the group this process is in by one line of `/proc/self/cgroup`:
+/// `number:controllers:path`. `None` where it is not to be seen from here.
+fn members_of(root: &Path, line: &str) -> Option<PathBuf> {
+    let mut fields = line.splitn(3, ':').skip(1);
+    let (controllers, path) = (fields.next()?, fields.next()?);
+    let hierarchy = controllers.strip_prefix("name=").unwrap_or(controllers);
+    let members = root.join(hierarchy).join(path.strip_prefix('/')?).join("cgroup.procs");
+    // In a container, the path may be that of another group than the same path outside.
+    let own = std::process::id().to_string();
+    std::fs::read_to_string(&members).ok()?.lines().any(|pid| pid == own).then_some(members)
+}
+
 impl Cgroup {
     /// The place of a run below `parent`: a path, or a slice of systemd as
     /// `name.slice:prefix:`.
@@ -157,6 +182,21 @@ fn count(events: &str, name: &str) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn own_group_is_found_by_membership() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mine, other) = (dir.path().join("cpu,cpuacct/a:b"), dir.path().join("other"));
+        for (group, members) in [(&mine, format!("1\n{}\n", std::process::id())), (&other, "1\n".into())] {
+            std::fs::create_dir_all(group).unwrap();
+            std::fs::write(group.join("cgroup.procs"), members).unwrap();
+        }
+        let find = |line| members_of(dir.path(), line);
+        assert_eq!(find("3:cpu,cpuacct:/a:b"), Some(mine.join("cgroup.procs")));
+        for line in ["0::/other", "2:name=other:/", "4:memory:/", "0::", "", "x"] {
+            assert_eq!(find(line), None, "{line}");
+        }
+    }
 
     #[test]
     fn paths_are_below_the_parent() {

@@ -215,6 +215,8 @@ impl Inner {
     }
 
     async fn run(self: Arc<Self>, process: Process, io: Io, scope: &Scope) -> Result<Exit, Failure> {
+        // Nobody waits for it: it makes a difference only while other things are done.
+        tokio::task::spawn_blocking(cgroup::expect_move);
         let network = self.network(&process, scope).await?;
         let result = self.run_in(network.as_ref(), process, io, scope).await;
         if let Err(e) = network.release().await {
