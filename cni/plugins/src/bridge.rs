@@ -14,7 +14,7 @@ use crate::bundled::Plugins;
 use crate::conf::{failed, failed_sys, netns, netns_path, network, read};
 use crate::container::{
     MacConf, check_addresses, configure, enable_forwarding, end_masquerade, existing, interface,
-    known_addresses, open, pair, remove_link, undo_link, wait_for,
+    known_addresses, open, pair, remove_link_beside, undo_link, wait_for,
 };
 use crate::ipam;
 use crate::link::{Link, parse_mac};
@@ -332,17 +332,18 @@ fn undo(plugins: &Plugins, call: &Call<'_>, conf: &Conf, result: &NetworkResult)
 }
 
 fn disconnect(plugins: &Plugins, call: &Call<'_>, conf: &Conf) -> Result<(), PluginError> {
-    // Rules first: the address must not be somebody else's while they are there.
-    if conf.ip_masq {
-        let known = known_addresses(call)?;
+    let known = if conf.ip_masq { known_addresses(call)? } else { Vec::new() };
+    let free = || {
+        // Rules first: the address must not be somebody else's while they are there.
         end_masquerade(plugins, call, conf.ip_masq_backend, known.into_iter());
+        let freed = if conf.macspoofchk { plugins.rules.free_mac(&container(call)) } else { Ok(()) };
+        freed.and(ipam::pass_on(plugins, call))
+    };
+    if call.namespace_ends {
+        return free();
     }
-    let freed = if conf.macspoofchk { plugins.rules.free_mac(&container(call)) } else { Ok(()) };
-    let given_back = ipam::pass_on(plugins, call);
-    if !call.namespace_ends {
-        remove_link(call)?;
-    }
-    freed.and(given_back)
+    let (removed, freed) = remove_link_beside(call, free);
+    removed.and(freed)
 }
 
 #[cfg(test)]

@@ -219,6 +219,20 @@ pub(crate) fn remove_link(call: &Call<'_>) -> Result<(), PluginError> {
     socket.delete(&call.attachment.ifname).map_err(failed("remove interface"))
 }
 
+/// [`remove_link`] while `other` is done: the kernel takes about as long to let a link go as
+/// to let rules go, and waits for each on its own.
+pub(crate) fn remove_link_beside<T>(
+    call: &Call<'_>,
+    other: impl FnOnce() -> T,
+) -> (Result<(), PluginError>, T) {
+    std::thread::scope(|scope| {
+        let removal = scope.spawn(|| remove_link(call));
+        let done = other();
+        let removed = removal.join().unwrap_or_else(|_| Err(PluginError::other("remove interface: panic")));
+        (removed, done)
+    })
+}
+
 /// As [`remove_link`], after something else has failed.
 pub(crate) fn undo_link(call: &Call<'_>) {
     if let Err(e) = remove_link(call) {

@@ -10,7 +10,7 @@ use crate::bundled::Plugins;
 use crate::conf::{failed, failed_sys, netns, netns_path, network, read};
 use crate::container::{
     add_routes, allow_ipv6, check_addresses, enable_forwarding, end_masquerade, existing, interface,
-    known_addresses, open, pair, remove_link, undo_link,
+    known_addresses, open, pair, remove_link_beside, undo_link,
 };
 use crate::ipam;
 use crate::link::{Link, NewRoute};
@@ -48,13 +48,11 @@ impl Plugin for Ptp {
                 }
             }
             Command::Del => {
-                if conf.ip_masq {
-                    let of = known_addresses(call)?;
-                    end_masquerade(&plugins, call, conf.ip_masq_backend, of.into_iter());
-                }
-                // Also where the namespace ends: the host's route to the address goes with the
-                // link, and must be gone before somebody else has the address.
-                remove_link(call)?;
+                let of = if conf.ip_masq { known_addresses(call)? } else { Vec::new() };
+                // The link also where the namespace ends: the host's route to the address goes
+                // with it, and must be gone before somebody else has the address.
+                let end = || end_masquerade(&plugins, call, conf.ip_masq_backend, of.into_iter());
+                remove_link_beside(call, end).0?;
                 ipam::pass_on(plugins.as_ref(), call).map(|()| None)
             }
             Command::Check => {
