@@ -24,8 +24,8 @@ struct Bench {
 impl Bench {
     fn start() -> Result<Self> {
         let machine = Machine::boot()?;
-        machine.write("/work/tools/busybox", std::fs::read("/bin/busybox")?)?;
-        machine.run(&["chmod", "755", "/work/tools/busybox"])?.ok()?;
+        machine.write("/project/tools/busybox", std::fs::read("/bin/busybox")?)?;
+        machine.run(&["chmod", "755", "/project/tools/busybox"])?.ok()?;
         Ok(Self { machine, turn: Mutex::new(()) })
     }
 
@@ -50,15 +50,15 @@ impl Bench {
 
     /// `buildctl build` of a Dockerfile, in the background.
     fn begin(&self, dockerfile: &str) -> Result<Reaped> {
-        self.machine.write("/work/Dockerfile", dockerfile)?;
+        self.machine.write("/project/Dockerfile", dockerfile)?;
         let mut command = self.machine.command(&[
             "buildctl",
             "build",
             "--progress=plain",
             "--frontend=dockerfile.v0",
-            "--local=context=/work",
-            "--local=dockerfile=/work",
-            "--local=tools=/work/tools",
+            "--local=context=/project",
+            "--local=dockerfile=/project",
+            "--local=tools=/project/tools",
             "--opt=context:tools=local:tools",
         ]);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -160,10 +160,10 @@ fn user(b: &Bench) -> Result<()> {
     let log = || b.machine.run(&["journalctl", "--no-pager", "--output=cat", "_UID=1001"]);
     wait_for("the user's daemon", Duration::from_secs(30), state)
         .with_context(|| log().map(|run| run.stdout).unwrap_or_default())?;
-    b.machine.write("/work/Dockerfile", STEP)?;
+    b.machine.write("/project/Dockerfile", STEP)?;
     let build = format!(
-        "buildctl --addr {socket} build --progress=plain --frontend=dockerfile.v0 --local=context=/work \
-         --local=dockerfile=/work --local=tools=/work/tools --opt=context:tools=local:tools"
+        "buildctl --addr {socket} build --progress=plain --frontend=dockerfile.v0 --local=context=/project \
+         --local=dockerfile=/project --local=tools=/project/tools --opt=context:tools=local:tools"
     );
     b.machine.run(&["sh", "-c", &build])?.ok()?;
     let owner =
@@ -176,7 +176,7 @@ fn restart(b: &Bench) -> Result<()> {
     let _turn = b.turn()?;
     b.workers()?;
     let first = b.pid()?;
-    let script = "rm -f /work/stop; n=0; while [ ! -e /work/stop ]; do \
+    let script = "rm -f /project/stop; n=0; while [ ! -e /project/stop ]; do \
         buildctl debug workers >/dev/null || echo failed; n=$((n+1)); done; echo $n clients";
     let mut command = b.machine.command(&["sh", "-c", script]);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -185,7 +185,7 @@ fn restart(b: &Bench) -> Result<()> {
         b.machine.run(&["systemctl", "restart", SERVICE])?.ok()?;
         b.workers()?;
     }
-    b.machine.write("/work/stop", "")?;
+    b.machine.write("/project/stop", "")?;
     let mut said = String::new();
     std::io::Read::read_to_string(&mut clients.0.stdout.take().context("no pipe")?, &mut said)?;
     let mut complaints = String::new();

@@ -36,42 +36,35 @@ impl Plugins {
     }
 }
 
-/// Every plugin there is, by the name its program is called.
-pub const NAMES: [&str; 12] = [
-    "bandwidth",
-    "bridge",
-    "dummy",
-    "firewall",
-    "host-local",
-    "ipvlan",
-    "loopback",
-    "macvlan",
-    "portmap",
-    "ptp",
-    "static",
-    "tuning",
+type Make = fn(Weak<Plugins>) -> Arc<dyn Plugin>;
+
+/// Every plugin there is, by the name its program is called, and how it is made.
+const ALL: [(&str, Make); 12] = [
+    ("bandwidth", |_| Arc::new(Bandwidth)),
+    ("bridge", |own| Arc::new(Bridge(own))),
+    ("dummy", |own| Arc::new(Dummy(own))),
+    ("firewall", |own| Arc::new(Firewall(own))),
+    ("host-local", |_| Arc::new(HostLocal)),
+    ("ipvlan", |own| Arc::new(LanPlugin(own, Kind::Ipvlan))),
+    ("loopback", |_| Arc::new(Loopback)),
+    ("macvlan", |own| Arc::new(LanPlugin(own, Kind::Macvlan))),
+    ("portmap", |own| Arc::new(Portmap(own))),
+    ("ptp", |own| Arc::new(Ptp(own))),
+    ("static", |_| Arc::new(Static)),
+    ("tuning", |_| Arc::new(Tuning)),
 ];
+
+/// The names of all plugins.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    ALL.iter().map(|(name, _)| *name)
+}
 
 impl Bundled for Plugins {
     fn plugin(&self, kind: &str) -> Option<Arc<dyn Plugin>> {
-        let own = self.own.clone();
         // The names under which programs are installed that other daemons look for.
         let kind = kind.strip_prefix("buildkit-cni-").unwrap_or(kind);
-        Some(match kind {
-            "bandwidth" => Arc::new(Bandwidth),
-            "bridge" => Arc::new(Bridge(own)),
-            "dummy" => Arc::new(Dummy(own)),
-            "firewall" => Arc::new(Firewall(own)),
-            "host-local" => Arc::new(HostLocal),
-            "ipvlan" => Arc::new(LanPlugin(own, Kind::Ipvlan)),
-            "loopback" => Arc::new(Loopback),
-            "macvlan" => Arc::new(LanPlugin(own, Kind::Macvlan)),
-            "portmap" => Arc::new(Portmap(own)),
-            "ptp" => Arc::new(Ptp(own)),
-            "static" => Arc::new(Static),
-            "tuning" => Arc::new(Tuning),
-            _ => return None,
-        })
+        let (_, make) = ALL.iter().find(|(name, _)| *name == kind)?;
+        Some(make(self.own.clone()))
     }
 
     fn is_own_program(&self, program: &Path) -> bool {
@@ -98,7 +91,7 @@ mod tests {
     #[test]
     fn every_name_is_a_plugin() {
         let plugins = Plugins::new();
-        assert!(NAMES.iter().all(|name| plugins.plugin(name).is_some()));
+        assert!(names().all(|name| plugins.plugin(name).is_some()));
         assert!(plugins.plugin("vlan").is_none());
     }
 }

@@ -32,4 +32,4 @@ mod rules;
 mod static_ipam;
 mod tuning;
 
-pub use bundled::{NAMES, Plugins};
+pub use bundled::{Plugins, names};

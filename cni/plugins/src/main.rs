@@ -4,7 +4,7 @@
 use std::io::Write as _;
 use std::process::ExitCode;
 
-use cni_plugins::{NAMES, Plugins, program};
+use cni_plugins::{Plugins, names, program};
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().collect();
@@ -13,7 +13,7 @@ fn main() -> ExitCode {
         return ExitCode::from(2);
     };
     if name == "--list" {
-        NAMES.iter().for_each(|name| println!("{name}"));
+        names().for_each(|name| println!("{name}"));
         return ExitCode::SUCCESS;
     }
     let plugins = Plugins::new();

@@ -5,7 +5,8 @@
 //! the library leaves to its caller: addresses, from `host-local`, and that nothing is left
 //! when half of it fails. Ports of a bridge are isolated from each other, and the host's loopback
 //! from all of them: netavark has the kernel route to it, for ports that are forwarded from there.
-//! Name servers are the host's: `aardvark-dns`, which knows the names of podman's containers, is not asked.
+//! Name servers are the host's: `aardvark-dns`, which knows the names of podman's containers,
+//! is not asked.
 
 use std::collections::HashMap;
 use std::net::IpAddr;

@@ -82,7 +82,9 @@ impl Networks {
     pub async fn open(config: Config, bundled: Arc<dyn Bundled>, scope: &Scope) -> Result<Self, Failure> {
         let scope = scope.child();
         let inner = blocking(move || Ok(Arc::new(Inner::open(config, bundled, scope)?))).await?;
-        inner.scope.spawn(pool::fill(inner.clone()));
+        if matches!(inner.kind, Kind::Plugins { .. }) {
+            inner.scope.spawn(pool::fill(inner.clone()));
+        }
         inner.scope.spawn(pool::sweep(inner.clone()));
         Ok(Self(inner))
     }
@@ -271,7 +273,7 @@ impl Inner {
         };
         let under_way = self.turn.try_lock().is_err();
         let _turn = self.turn.lock().await;
-        let spare = self.pool.lock().empty();
+        let spare = self.pool.lock().take_all();
         if spare.is_empty() && !under_way {
             return Err(error);
         }
@@ -391,12 +393,12 @@ impl Inner {
 
     fn close(&self) {
         *self.closed.write() = true;
-        let left = self.pool.lock().empty();
+        let left = self.pool.lock().take_all();
         left.into_iter().for_each(|made| self.destroy_logged(made));
         if let Kind::Plugins { default: Some(network), .. } = &self.kind {
             // A bridge with ports counts as one that somebody uses. Under load the kernel lets
             // links of namespaces that have ended stand for seconds.
-            let leaving = self.pool.lock().leaving();
+            let leaving = self.pool.lock().take_leaving();
             if let Err(e) = self.bundled.remove_links(&leaving) {
                 tracing::warn!(error = %e, "remove links of network namespaces that have ended");
             }

@@ -71,13 +71,13 @@ impl Pool {
         self.leaving.drain(..surplus);
     }
 
-    /// The links that are remembered.
-    pub(crate) fn leaving(&mut self) -> Vec<String> {
+    /// Takes the links that are remembered.
+    pub(crate) fn take_leaving(&mut self) -> Vec<String> {
         self.leaving.drain(..).collect()
     }
 
-    /// All that are there.
-    pub(crate) fn empty(&mut self) -> Vec<Made> {
+    /// Takes all that are there.
+    pub(crate) fn take_all(&mut self) -> Vec<Made> {
         self.ready.drain(..).chain(self.dropped.drain(..)).collect()
     }
 

@@ -10,6 +10,8 @@ use std::error::Error;
 use std::fmt;
 use std::sync::Arc;
 
+use serde::Serialize;
+
 use crate::Digest;
 
 /// What sort of error it is: the canonical codes of gRPC.
@@ -125,17 +127,21 @@ pub enum Subject {
 }
 
 /// Something a build used that cannot be told in full.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct IncompleteMaterial {
     /// The digest of the operation that used it.
     pub op: String,
     /// What ran, or the name of a directory of the client.
     pub name: String,
     /// The method of a request.
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub method: String,
     /// Where a request went.
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub uri: String,
     /// Where it was sent from there.
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub final_uri: String,
     /// Why, in a word.
     pub reason: String,

@@ -227,6 +227,12 @@ impl fmt::Display for Url {
     }
 }
 
+/// The host of an authority as resolvers and certificates know it: addresses of IPv6 without
+/// brackets.
+pub fn bare_host(host: &str) -> &str {
+    host.trim_start_matches('[').trim_end_matches(']')
+}
+
 /// The URL `text` with its user's name and password made unreadable; what is no
 /// URL stays as it is.
 pub fn redacted(text: &str) -> String {

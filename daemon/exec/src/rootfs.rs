@@ -178,8 +178,8 @@ mod tests {
     fn the_working_directory_is_the_users() {
         let dir = tempfile::tempdir().unwrap();
         let root = Root::open(dir.path()).unwrap();
-        create_cwd(&root, "/work/dir", 7, 8).unwrap();
-        let meta = std::fs::metadata(dir.path().join("work")).unwrap();
+        create_cwd(&root, "/made/dir", 7, 8).unwrap();
+        let meta = std::fs::metadata(dir.path().join("made")).unwrap();
         assert_eq!((meta.uid(), meta.gid(), meta.mode() & 0o7777), (7, 8, 0o755));
     }
 }

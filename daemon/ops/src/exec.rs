@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use base::failure::IncompleteMaterial;
 use base::progress::Stream;
 use base::{Digest, Failure, gotext};
 use exec::{
@@ -17,7 +18,7 @@ use crate::keyed::Keyed;
 use crate::logs::StepLog;
 use crate::mounts::{Prepared, fetch_secret, output_count};
 use crate::proxied::proxy_terms;
-use crate::used::{Material, Uncaptured};
+use crate::used::Material;
 use crate::{Behalf, BuildValues, Cx, Entitlement, Error, Output, Worker};
 
 /// An exec operation.
@@ -58,12 +59,13 @@ impl ExecOp {
         let materials = capture.materials().into_iter();
         used.materials.extend(materials.map(|m| Material::Http { url: m.url, digest: m.digest }));
         let (op, name) = (self.digest.to_string(), self.meta().args.join(" "));
-        let uncaptured = capture.incomplete().into_iter().map(|i| Uncaptured {
+        let uncaptured = capture.incomplete().into_iter().map(|i| IncompleteMaterial {
             op: op.clone(),
             name: name.clone(),
             method: i.method,
             uri: i.url,
-            reason: i.reason,
+            reason: i.reason.to_owned(),
+            ..IncompleteMaterial::default()
         });
         used.uncaptured.extend(uncaptured);
         used.incomplete |= !used.uncaptured.is_empty();

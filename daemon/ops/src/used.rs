@@ -6,6 +6,7 @@
 
 use std::any::Any;
 
+use base::failure::IncompleteMaterial;
 use base::{Digest, Platform};
 use proto::pb;
 use serde::Serialize;
@@ -36,24 +37,7 @@ pub struct Used {
     /// It could reach the network only through a proxy.
     pub proxied: bool,
     /// What the proxy could not tell of all that passed it.
-    pub uncaptured: Vec<Uncaptured>,
-}
-
-/// A request of a step of which cannot be told what the step got by it.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-pub struct Uncaptured {
-    /// The digest of the operation.
-    pub op: String,
-    /// What ran.
-    pub name: String,
-    /// Such as `POST`.
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub method: String,
-    /// Where to.
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub uri: String,
-    /// Why, in a word.
-    pub reason: &'static str,
+    pub uncaptured: Vec<IncompleteMaterial>,
 }
 
 /// Something that came from outside.

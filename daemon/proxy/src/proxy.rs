@@ -214,7 +214,7 @@ fn within(
     slot: Arc<OwnedSemaphorePermit>,
 ) -> Pin<Box<dyn Future<Output = Result<(), Failure>> + Send>> {
     Box::pin(async move {
-        let host = tunnel.host().trim_start_matches('[').trim_end_matches(']');
+        let host = base::gourl::bare_host(tunnel.host());
         let acceptor = TlsAcceptor::from(shared.authority.server(host)?);
         let handshake = async {
             let upgraded = hyper::upgrade::on(request).await.map_err(|e| Failure::other(&e))?;

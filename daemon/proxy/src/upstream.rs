@@ -118,7 +118,7 @@ impl tower::Service<Uri> for Connector {
 impl Connector {
     async fn connect(&self, to: &Uri) -> io::Result<Stream> {
         let invalid = |what: String| io::Error::new(io::ErrorKind::InvalidInput, what);
-        let host = to.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
+        let host = base::gourl::bare_host(to.host().unwrap_or_default());
         if host.is_empty() {
             return Err(invalid(format!("no host in request URL {to}")));
         }

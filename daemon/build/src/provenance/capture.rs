@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use base::failure::IncompleteMaterial;
 use base::gourl::redacted;
 use base::reference::Reference;
 use base::{Digest, Failure};
 use frontend::dockerfile::giturl::GitRef;
 use ops::Output;
-use ops::used::{Material, Need, Uncaptured, Used};
+use ops::used::{Material, Need, Used};
 use serde::Serialize;
 use solver::Solved;
 
@@ -25,7 +26,7 @@ pub(crate) struct Capture {
     /// A step could reach the network only through a proxy.
     pub(crate) proxied: bool,
     /// What proxies could not tell of all that passed them, sorted.
-    pub(crate) uncaptured: Vec<Uncaptured>,
+    pub(crate) uncaptured: Vec<IncompleteMaterial>,
 }
 
 /// A request, as documents show it.

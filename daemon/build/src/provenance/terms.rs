@@ -6,8 +6,6 @@ use base::Failure;
 use base::failure::{Detail, IncompleteMaterial};
 use base::gotext::{parse_bool, quote};
 
-use ops::used::Uncaptured;
-
 use super::Capture;
 
 /// How much is told.
@@ -115,7 +113,7 @@ pub(crate) fn incomplete(capture: &Capture) -> Failure {
         let name = if name.is_empty() { "<unnamed>" } else { name };
         text.push_str(&format!("\n  - {name}\n    reason: local_source"));
     }
-    for Uncaptured { name, method, uri, reason, .. } in &capture.uncaptured {
+    for IncompleteMaterial { name, method, uri, reason, .. } in &capture.uncaptured {
         text.push_str(&format!("\n  - {name}"));
         for (key, value) in [("method", method.as_str()), ("url", uri), ("reason", reason)] {
             if !value.is_empty() {
@@ -131,15 +129,7 @@ pub(crate) fn incomplete(capture: &Capture) -> Failure {
         reason: "local_source".to_owned(),
         ..IncompleteMaterial::default()
     });
-    let requests = capture.uncaptured.iter().map(|u| IncompleteMaterial {
-        op: u.op.clone(),
-        name: u.name.clone(),
-        method: u.method.clone(),
-        uri: u.uri.clone(),
-        reason: u.reason.to_owned(),
-        ..IncompleteMaterial::default()
-    });
-    let details = Detail::Materials(locals.chain(requests).collect());
+    let details = Detail::Materials(locals.chain(capture.uncaptured.iter().cloned()).collect());
     Failure::new(base::Kind::FailedPrecondition, text).with(details)
 }
 

@@ -36,7 +36,7 @@ async fn the_sandbox_is_as_expected() {
                   mount -t tmpfs x /mnt 2>&1; touch /sys/x 2>&1; echo x >/etc/hosts";
     let process = Process {
         env: vec!["A=1".into(), "A=2".into()],
-        cwd: "/work/dir".into(),
+        cwd: "/made/dir".into(),
         user: "dev".into(),
         extra_hosts: vec![HostAddress { host: "db".into(), ip: "10.9.8.7".parse().unwrap() }],
         ..bench.sh(script)
@@ -45,7 +45,7 @@ async fn the_sandbox_is_as_expected() {
     let expected = [
         "buildkitsandbox",
         "uid=1000(dev) gid=100(users) groups=29(audio),100(users)",
-        "/work/dir",
+        "/made/dir",
         "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
         "2",
         "127.0.0.1\tlocalhost buildkitsandbox",
@@ -58,7 +58,7 @@ async fn the_sandbox_is_as_expected() {
         assert!(out.contains(part), "{part} in {out}{err}");
     }
     assert!(err.contains("Permission denied") || err.contains("Read-only"), "{err}");
-    let made = bench.rootfs().join("work/dir").metadata().unwrap();
+    let made = bench.rootfs().join("made/dir").metadata().unwrap();
     assert_eq!((made.uid(), made.gid(), made.permissions().mode() & 0o777), (1000, 100, 0o755));
     assert!(!bench.rootfs().join("etc/hosts").exists() && !bench.rootfs().join("etc/resolv.conf").exists());
     bench.assert_clean();

@@ -417,7 +417,7 @@ impl Wanted {
             let value = secret(self.secret.clone()).await.and_then(sensitive);
             return value.map(Some).map_err(|e| e.context(context));
         }
-        let host = self.url.host_str().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
+        let host = base::gourl::bare_host(self.url.host_str().unwrap_or_default());
         if sessions.is_empty() || host.is_empty() {
             return Ok(None);
         }
