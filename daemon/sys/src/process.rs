@@ -52,17 +52,21 @@ impl Process {
     }
 }
 
+/// The kernel has then long removed what it was told to.
+const CLOSING_DELAY_US: libc::useconds_t = 100_000;
+
 /// Ends this process with `status`. What it has open, other than the standard streams, is
-/// closed by a copy of it that nobody waits for: for descriptors whose closing takes time
-/// after all that matters is done.
+/// closed a moment later by a copy of it that nobody waits for: for sockets of nftables, whose
+/// closing right after a removal takes time and holds up whoever changes rules next.
 pub fn exit_without_closing(status: i32) -> ! {
     // SAFETY: between `fork` and `_exit` the copy, which may lack the threads that hold locks,
-    // only calls `close`, which needs none.
+    // only calls `close` and `usleep`, which need none.
     unsafe {
         if libc::fork() == 0 {
             for stream in 0..3 {
                 libc::close(stream);
             }
+            libc::usleep(CLOSING_DELAY_US);
         }
         libc::_exit(status)
     }
