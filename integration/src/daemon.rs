@@ -43,11 +43,20 @@ pub struct Options {
     pub worker: String,
     /// More flags.
     pub args: Vec<String>,
+    /// More variables of its environment.
+    pub env: Vec<(String, String)>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { net: Net::Cni, mirror: None, toml: String::new(), worker: String::new(), args: Vec::new() }
+        Self {
+            net: Net::Cni,
+            mirror: None,
+            toml: String::new(),
+            worker: String::new(),
+            args: Vec::new(),
+            env: Vec::new(),
+        }
     }
 }
 
@@ -120,7 +129,9 @@ impl Daemon {
             "--oci-worker-gc=false".into(),
         ];
         args.extend(self.options.args.iter().map(OsString::from));
-        let mut service = Service::start("buildkitd", &program, args, &[], self.path("log"))?;
+        let env: Vec<_> =
+            self.options.env.iter().map(|(name, value)| (name.as_str(), OsString::from(value))).collect();
+        let mut service = Service::start("buildkitd", &program, args, &env, self.path("log"))?;
         // The socket is there before the daemon is ready to serve.
         let socket = self.socket();
         service.wait_until(START, || UnixStream::connect(&socket).ok())?;

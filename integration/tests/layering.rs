@@ -31,7 +31,7 @@ const HOUSE: &[(u8, &str, &str)] = &[
     (4, "frontend", "base llb proto"),
     (5, "remotecache", "base export ops refs registry session solver store"),
     (6, "build", "*"),
-    (7, "control", "base build frontend llb proto refs session store"),
+    (7, "control", "base build frontend llb proto refs registry session store"),
     (8, "buildkitd", "*"),
     (8, "buildctl", "base llb proto session"),
     (9, "integration", "*"),

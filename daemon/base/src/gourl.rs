@@ -270,6 +270,11 @@ pub fn parse_query(query: &str) -> (BTreeMap<String, Vec<String>>, bool) {
     (values, complete)
 }
 
+/// `url.PathUnescape`; `None` where an escape is none.
+pub fn unescape(text: &str) -> Option<String> {
+    decode(text, Part::Path).ok().map(lossy)
+}
+
 /// What stands before the first colon, if it can be a scheme, and the rest.
 fn scheme(text: &str) -> Result<(&str, &str), Reason> {
     for (at, c) in text.char_indices() {

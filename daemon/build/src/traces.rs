@@ -4,7 +4,7 @@
 //! which span of its own the build is part of, and sends its spans when they
 //! are over; those of a build that is recorded are kept until its record is
 //! written, others are let go. A span is written the way Go's SDK writes its
-//! stubs: clients read that.
+//! stubs: clients read that. Where there is a collector, it is told of all of them.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,6 +14,7 @@ use base::progress::Event;
 use base::{Failure, Timestamp};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
+use tokio::sync::mpsc;
 
 use crate::Record;
 
@@ -199,7 +200,13 @@ impl Span {
 
 /// The spans of clients. Clones are the same.
 #[derive(Clone, Default)]
-pub struct Traces(Arc<Mutex<HashMap<[u8; 16], Kept>>>);
+pub struct Traces(Arc<Inner>);
+
+#[derive(Default)]
+struct Inner {
+    kept: Mutex<HashMap<[u8; 16], Kept>>,
+    collector: Option<mpsc::Sender<Vec<Span>>>,
+}
 
 #[derive(Default)]
 struct Kept {
@@ -215,22 +222,37 @@ pub(crate) struct Recording {
 }
 
 impl Traces {
-    /// Takes spans of a client; those nobody records are let go.
-    pub fn add(&self, spans: impl IntoIterator<Item = Span>) {
-        let mut traces = self.0.lock();
-        for span in spans {
-            if let Some(kept) = traces.get_mut(&span.context.trace)
-                && kept.spans.len() < MAX_SPANS
-            {
-                kept.spans.push(span);
+    /// Spans of clients and of builds go to `collector`, too, as long as it has room.
+    pub fn collected(collector: mpsc::Sender<Vec<Span>>) -> Self {
+        Self(Arc::new(Inner { collector: Some(collector), ..Inner::default() }))
+    }
+
+    /// Takes spans of a client; of those nobody records, none is kept.
+    pub fn add(&self, spans: Vec<Span>) {
+        {
+            let mut traces = self.0.kept.lock();
+            for span in &spans {
+                if let Some(kept) = traces.get_mut(&span.context.trace)
+                    && kept.spans.len() < MAX_SPANS
+                {
+                    kept.spans.push(span.clone());
+                }
             }
+        }
+        self.collect(spans);
+    }
+
+    fn collect(&self, spans: Vec<Span>) {
+        let Some(collector) = &self.0.collector else { return };
+        if let Err(mpsc::error::TrySendError::Full(spans)) = collector.try_send(spans) {
+            tracing::warn!(spans = spans.len(), "the collector of traces is too slow: spans are lost");
         }
     }
 
     /// Records what belongs to a build that is part of `parent`.
     pub(crate) fn record(&self, parent: Option<SpanContext>) -> Recording {
         let root = SpanContext::fresh(parent.map(|p| p.trace));
-        self.0.lock().entry(root.trace).or_default().recordings += 1;
+        self.0.kept.lock().entry(root.trace).or_default().recordings += 1;
         Recording { traces: self.clone(), root, parent }
     }
 }
@@ -238,7 +260,7 @@ impl Traces {
 impl Recording {
     /// The client's spans that came so far, written.
     pub(crate) fn end(self) -> Vec<Value> {
-        let traces = self.traces.0.lock();
+        let traces = self.traces.0.kept.lock();
         let spans = traces.get(&self.root.trace).map(|kept| kept.spans.as_slice()).unwrap_or_default();
         spans.iter().map(|span| span.json(0)).collect()
     }
@@ -246,7 +268,7 @@ impl Recording {
 
 impl Drop for Recording {
     fn drop(&mut self) {
-        let mut traces = self.traces.0.lock();
+        let mut traces = self.traces.0.kept.lock();
         if let Some(kept) = traces.get_mut(&self.root.trace) {
             kept.recordings -= 1;
             if kept.recordings == 0 {
@@ -256,8 +278,8 @@ impl Drop for Recording {
     }
 }
 
-/// A build and its steps as spans, written. `record` says when it ran, `events`
-/// what it did.
+/// A build and its steps as spans, written; they go to the collector as well. `record` says
+/// when it ran, `events` what it did.
 pub(crate) fn spans(
     recording: &Recording,
     record: &Record,
@@ -304,8 +326,11 @@ pub(crate) fn spans(
             ..root.clone()
         });
     }
-    let root = root.json(steps.len());
-    std::iter::once(root).chain(steps.iter().map(|span| span.json(0))).collect()
+    let written =
+        std::iter::once(root.json(steps.len())).chain(steps.iter().map(|span| span.json(0))).collect();
+    steps.push(root);
+    recording.traces.collect(steps);
+    written
 }
 
 #[cfg(test)]
@@ -346,10 +371,10 @@ mod tests {
             library: String::new(),
             resource: Vec::new(),
         };
-        traces.add([span(parent), span(SpanContext::fresh(None))]);
+        traces.add(vec![span(parent), span(SpanContext::fresh(None))]);
         let theirs = recording.end();
         assert_eq!(theirs.len(), 1);
         assert_eq!(theirs[0]["Attributes"][0], json!({"Key": "n", "Value": {"Type": "INT64", "Value": 1}}));
-        assert!(traces.0.lock().is_empty());
+        assert!(traces.0.kept.lock().is_empty());
     }
 }

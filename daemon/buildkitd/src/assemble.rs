@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result};
 use base::task::Scope;
 use base::{Failure, Kind, Platform};
 use build::{Builder, History, Traces, WorkerInfo};
+use control::Collector;
 use ops::source::git::Repositories;
 use ops::source::http::Http;
 use ops::source::image::Images;
@@ -115,6 +116,10 @@ pub(crate) async fn daemon(settings: &Settings, scope: &Scope) -> Result<Daemon>
     let registries = images.registries().clone();
     let exporters =
         export::Deps { store: store.clone(), registries: registries.clone(), sessions: sessions.clone() };
+    let collector = Collector::from_env(|name| std::env::var(name).ok(), images.registries())
+        .await
+        .map_err(failed("find the collector of traces", Status::Config))?;
+    let traces = collector.map_or_else(Traces::default, |collector| collector.start(scope));
     let cmdline = std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect();
     let builder = Builder::new(build::Deps {
         worker,
@@ -126,7 +131,7 @@ pub(crate) async fn daemon(settings: &Settings, scope: &Scope) -> Result<Daemon>
         frontends: settings.frontends.clone(),
         info,
         history: History::new(store, settings.history, cmdline, scope.child()),
-        traces: Traces::default(),
+        traces,
         environment: settings.provenance_environment.clone(),
         encode: control::encode_progress,
         scope: scope.clone(),

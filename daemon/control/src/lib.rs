@@ -5,16 +5,19 @@
 //! * [`gateway`] is `moby.buildkit.v1.frontend.LLBBridge`, for clients that are
 //!   their own frontend.
 //! * [`content`] serves blobs for reading.
-//! * health, reflection and traces are what clients expect beside them.
+//! * health, reflection and traces are what clients expect beside them; a [`Collector`] of
+//!   traces is told what happens.
 //!
 //! Nothing here decides anything: requests are checked for shape, handed to
 //! [`build::Builder`], and errors become statuses with typed details.
 
+mod collector;
 mod content;
 mod control;
 mod gateway;
 mod history;
 mod history_filter;
+mod otlp;
 pub mod progress;
 mod traces;
 mod wire;
@@ -32,6 +35,7 @@ use session::{MAX_MESSAGE, Sessions};
 use tokio::sync::watch;
 use tonic::service::{Routes, RoutesBuilder};
 
+pub use collector::Collector;
 pub use control::Control;
 pub use history::encode as encode_progress;
 
