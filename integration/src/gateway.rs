@@ -268,6 +268,14 @@ impl Gateway {
     }
 }
 
+/// Runs a case that waits for answers.
+///
+/// # Errors
+/// Those of the case.
+pub fn wait<T>(case: impl Future<Output = Result<T>>) -> Result<T> {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?.block_on(case)
+}
+
 /// A bind mount of a result.
 pub fn bind(id: &str, dest: &str) -> pb::Mount {
     pb::Mount { result_id: id.to_owned(), dest: dest.to_owned(), ..pb::Mount::default() }

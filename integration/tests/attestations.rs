@@ -5,8 +5,12 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, ensure};
 use integration::bench::Client::{Buildctl, Buildx};
 use integration::bench::text;
+use integration::gateway::{Client, wait};
+use integration::image::{self, Image};
 use integration::{Bench, Options, Project, suite};
-use serde_json::Value;
+use proto::gateway as msg;
+use proto::pb;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 const SLSA: &str = "https://slsa.dev/provenance/v1";
@@ -32,6 +36,8 @@ fn main() -> ExitCode {
             ("provenance_in_full", provenance_in_full),
             ("provenance_beside_files", provenance_beside_files),
             ("provenance_that_cannot_be", provenance_that_cannot_be),
+            ("provenance_of_frontends_in_containers", provenance_of_frontends_in_containers),
+            ("what_leads_to_attestations", what_leads_to_attestations),
             ("list_of_contents", list_of_contents),
             ("history_of_builds", history_of_builds),
         ],
@@ -58,7 +64,7 @@ fn provenance_of_an_image(env: &Env) -> Result<()> {
     let definition = &said["buildDefinition"];
     let used = &definition["resolvedDependencies"][0];
     let base = env.bench.registry.manifest("library/busybox", "latest")?.0;
-    let digest = integration::image::digest(&base.body);
+    let digest = image::digest(&base.body);
     ensure!(
         used["uri"].as_str().is_some_and(|u| u.starts_with("pkg:docker/busybox@latest?platform=")),
         "{said}"
@@ -133,6 +139,80 @@ fn provenance_that_cannot_be(env: &Env) -> Result<()> {
     env.bench
         .build(Buildctl, &project()?, &["--opt=attest:other="])?
         .fails_with(&["unknown attestation type"])
+}
+
+fn provenance_of_frontends_in_containers(env: &Env) -> Result<()> {
+    let host = env.bench.registry.host();
+    let caps = "moby.buildkit.frontend.inputs,moby.buildkit.frontend.contexts";
+    let frontend = Image::frontend(json!({"moby.buildkit.frontend.caps": caps}))?;
+    frontend.push(host, "tools/frontend", "1")?;
+    let source = format!("{host}/tools/frontend:1");
+    let project = Project::new(&format!("# syntax={source}\nnot a Dockerfile at all\n"))?;
+    let output = format!("output=type=image,name={host}/out/by-frontend,push=true");
+    env.bench.build(Buildctl, &project, &[&output, "--opt=attest:provenance=mode=max"])?.ok()?;
+    let said = said_of(env, "out/by-frontend", SLSA)?;
+    let definition = &said["buildDefinition"];
+    let request = &definition["externalParameters"]["request"];
+    ensure!(request["frontend"] == "gateway.v0" && request["args"]["source"] == source, "{said}");
+    // The frontend is as much a part of what was built as its base is.
+    let used = definition["resolvedDependencies"].as_array().context("dependencies")?;
+    let own = image::digest(&frontend.manifest);
+    let has = |name: &str, digest: Option<&str>| {
+        used.iter().any(|one| {
+            one["uri"].as_str().is_some_and(|uri| uri.contains(name))
+                && one["digest"]["sha256"].as_str().is_some_and(|hex| digest.is_none_or(|d| d.ends_with(hex)))
+        })
+    };
+    ensure!(has("tools/frontend@1", Some(&own)) && has("busybox@", None), "{said}");
+    ensure!(definition["internalParameters"]["buildConfig"]["llbDefinition"].is_array(), "{said}");
+    Ok(())
+}
+
+/// What a client asks that is to judge an image before it is used.
+fn what_leads_to_attestations(env: &Env) -> Result<()> {
+    let host = env.bench.registry.host();
+    let output = format!("output=type=image,name={host}/out/chained,push=true");
+    env.bench.build(Buildctl, &project()?, &[&output, "--opt=attest:provenance=mode=min"])?.ok()?;
+    let (answer, index) = env.bench.registry.manifest("out/chained", "latest")?;
+    let ask = |name: &str, kinds: &[&str]| {
+        let image = msg::ResolveSourceImageRequest {
+            no_config: true,
+            attestation_chain: true,
+            resolve_attestations: kinds.iter().map(|kind| (*kind).to_owned()).collect(),
+        };
+        let source = pb::SourceOp { identifier: format!("docker-image://{name}"), ..Default::default() };
+        let request =
+            msg::ResolveSourceMetaRequest { source: Some(source), image: Some(image), ..Default::default() };
+        wait(async {
+            let client = Client::begin(&env.bench.daemon, "", &[]).await?;
+            let answer = client.gateway.client.clone().resolve_source_meta(request).await?.into_inner();
+            client.finish().await?;
+            Ok(answer.image.context("image")?.attestation_chain)
+        })
+    };
+    let name = format!("{host}/out/chained:latest");
+    let chain = ask(&name, &[SLSA])?.context("chain")?;
+    ensure!(chain.root == image::digest(&answer.body), "{chain:?}");
+    ensure!(index["manifests"][0]["digest"] == chain.image_manifest, "{chain:?}");
+    ensure!(index["manifests"][1]["digest"] == chain.attestation_manifest, "{chain:?}");
+    // Whoever judges has all of it, and can see that it belongs together.
+    for (digest, blob) in &chain.blobs {
+        ensure!(image::digest(&blob.data) == *digest, "{digest}");
+    }
+    let parsed = |digest: &str| -> Result<Value> {
+        Ok(serde_json::from_slice(&chain.blobs.get(digest).with_context(|| digest.to_owned())?.data)?)
+    };
+    ensure!(parsed(&chain.root)? == index);
+    let manifest = parsed(&chain.attestation_manifest)?;
+    let statement = parsed(manifest["layers"][0]["digest"].as_str().context("layer")?)?;
+    ensure!(statement["predicateType"] == SLSA, "{statement}");
+    let subject = statement["subject"][0]["digest"]["sha256"].as_str().context("subject")?;
+    ensure!(chain.image_manifest.ends_with(subject), "{statement}");
+    // Statements nobody asked for stay where they are; an image alone leads nowhere.
+    let other = ask(&name, &[SPDX])?.context("chain")?;
+    ensure!(other.blobs.len() + 1 == chain.blobs.len(), "{other:?}");
+    ensure!(ask("docker.io/library/busybox:latest", &[SLSA])?.is_none());
+    Ok(())
 }
 
 fn list_of_contents(env: &Env) -> Result<()> {

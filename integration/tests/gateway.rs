@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use base::failure::Subject;
 use base::{Detail, Secret};
 use integration::bench::Client::{Buildctl, Buildx};
-use integration::gateway::{Client, Process, Running, bind, connect};
+use integration::gateway::{Client, Process, Running, bind, connect, wait};
 use integration::image::Image;
 use integration::{Bench, Options, Project, suite};
 use llb::build::{Defaults, Image as Source, Mount, Options as Naming, Run, State};
@@ -50,11 +50,6 @@ fn main() -> ExitCode {
         ],
         Bench::finish,
     )
-}
-
-/// Runs a case that waits.
-fn wait<T>(case: impl Future<Output = Result<T>>) -> Result<T> {
-    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?.block_on(case)
 }
 
 fn busybox() -> Result<State> {

@@ -12,9 +12,12 @@ use flate2::write::GzEncoder;
 use integration::bench::Client::{Buildctl, Buildx};
 use integration::bench::{names, text};
 use integration::git::{GitServer, Repository};
-use integration::image::{Image, digest};
+use integration::image::{Image, digest, push_blob};
+use integration::llb::{result, source};
 use integration::mock::{Mock, Reply, Request};
 use integration::{Bench, Options, Project, suite};
+use prost::Message as _;
+use proto::pb;
 use tempfile::TempDir;
 
 fn main() -> ExitCode {
@@ -31,6 +34,7 @@ fn main() -> ExitCode {
             ("repositories_that_move_on", repositories_that_move_on),
             ("repositories_for_those_who_may", repositories_for_those_who_may),
             ("repositories_that_reach_out", repositories_that_reach_out),
+            ("bundles_of_repositories", bundles_of_repositories),
             ("references_that_are_none", references_that_are_none),
             ("layouts_of_the_client", layouts_of_the_client),
             ("policies", policies),
@@ -359,6 +363,43 @@ fn repositories_that_reach_out(bench: &Bench) -> Result<()> {
     bench.build(Buildctl, &project, &[])?.ok()?;
     ensure!(!marker.exists());
     Ok(())
+}
+
+fn bundles_of_repositories(bench: &Bench) -> Result<()> {
+    let server = GitServer::start()?;
+    let repository = server.repository("repo.git")?;
+    let commit = repository.commit(&[("file", "bundled")])?;
+    let solve = |url: &str, attrs: &[(&str, &str)], out: &TempDir| {
+        let mut source = source(&format!("{url}#main"));
+        if let Some(pb::op::Op::Source(source)) = &mut source.op {
+            source.attrs = attrs.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect();
+            source.attrs.insert("git.fullurl".into(), url.into());
+        }
+        let output = format!("type=local,dest={}", out.path().display());
+        bench.buildctl.solve(&result(&[source]).encode_to_vec(), &["--output", &output])
+    };
+    let made = TempDir::with_prefix("bk-out-")?;
+    solve(&server.url("repo.git"), &[("git.checkoutbundle", "true")], &made)?.ok()?;
+    let file = made.path().join("bundle");
+    let listed = repository.git(&["bundle", "list-heads", &file.display().to_string()])?;
+    ensure!(listed == format!("{commit} refs/heads/main"), "{listed}");
+
+    // Where the repository is gone, the bundle is enough.
+    drop(server);
+    let bundle = std::fs::read(&file)?;
+    push_blob(bench.registry.host(), "test/bundle", &bundle)?;
+    let at = format!("docker-image+blob://{}/test/bundle@{}", bench.registry.host(), digest(&bundle));
+    let (bundle, gone) = (("git.bundle", at.as_str()), "git://127.0.0.1:9/repo.git");
+    let out = TempDir::with_prefix("bk-out-")?;
+    solve(gone, &[bundle, ("git.checksum", &commit)], &out)?.ok()?;
+    ensure!(names(out.path())? == ["file"] && text(&out, "file")? == "bundled");
+    let other = "0".repeat(commit.len());
+    solve(gone, &[bundle, ("git.checksum", &other)], &out)?
+        .fails_with(&[&format!("commit {other} not found")])?;
+    solve(gone, &[bundle], &out)?.fails_with(&["git.bundle requires git.checksum to be set"])?;
+    let lying = format!("docker-image+blob://{}/test/bundle@{}", bench.registry.host(), digest(b"other"));
+    solve(gone, &[("git.bundle", &lying), ("git.checksum", &commit)], &out)?
+        .fails_with(&["failed to fetch git bundle"])
 }
 
 fn references_that_are_none(bench: &Bench) -> Result<()> {
