@@ -229,22 +229,20 @@ impl Traces {
 
     /// Takes spans of a client; of those nobody records, none is kept.
     pub fn add(&self, spans: Vec<Span>) {
-        {
-            let mut traces = self.0.kept.lock();
-            for span in &spans {
-                if let Some(kept) = traces.get_mut(&span.context.trace)
-                    && kept.spans.len() < MAX_SPANS
-                {
-                    kept.spans.push(span.clone());
-                }
+        self.collect(&spans);
+        let mut traces = self.0.kept.lock();
+        for span in spans {
+            if let Some(kept) = traces.get_mut(&span.context.trace)
+                && kept.spans.len() < MAX_SPANS
+            {
+                kept.spans.push(span);
             }
         }
-        self.collect(spans);
     }
 
-    fn collect(&self, spans: Vec<Span>) {
+    fn collect(&self, spans: &[Span]) {
         let Some(collector) = &self.0.collector else { return };
-        if let Err(mpsc::error::TrySendError::Full(spans)) = collector.try_send(spans) {
+        if let Err(mpsc::error::TrySendError::Full(spans)) = collector.try_send(spans.to_vec()) {
             tracing::warn!(spans = spans.len(), "the collector of traces is too slow: spans are lost");
         }
     }
@@ -329,7 +327,7 @@ pub(crate) fn spans(
     let written =
         std::iter::once(root.json(steps.len())).chain(steps.iter().map(|span| span.json(0))).collect();
     steps.push(root);
-    recording.traces.collect(steps);
+    recording.traces.collect(&steps);
     written
 }
 

@@ -84,37 +84,35 @@ impl Collector {
             Some((name, text)) => headers(&text).ok_or_else(|| bad(&name, "not key=value,key=value"))?,
             None => MetadataMap::new(),
         };
-        let way = match option("PROTOCOL") {
-            Some((_, name)) if name == "http/protobuf" => {
-                let (name, text) = endpoint.unwrap_or_else(|| {
-                    ("OTEL_EXPORTER_OTLP_ENDPOINT".into(), "http://localhost:4318".into())
-                });
-                let mut url = Url::parse(&text).map_err(|e| bad(&name, &e.to_string()))?;
-                if !name.contains("TRACES") {
-                    let path = format!("{}/v1/traces", url.path().trim_end_matches('/'));
-                    url.set_path(&path);
-                }
-                if !matches!(url.scheme(), "http" | "https") {
-                    return Err(bad(&name, "neither http nor https"));
-                }
-                Way::Http(registries.downloads().await?.client(&url).clone(), url)
+        let http = match option("PROTOCOL") {
+            None => false,
+            Some((_, protocol)) if protocol == "grpc" => false,
+            Some((_, protocol)) if protocol == "http/protobuf" => true,
+            Some((name, other)) => return Err(bad(&name, &format!("unsupported otlp protocol {other}"))),
+        };
+        let (name, address) = endpoint.unwrap_or_else(|| {
+            let port = if http { 4318 } else { 4317 };
+            ("OTEL_EXPORTER_OTLP_ENDPOINT".into(), format!("http://localhost:{port}"))
+        });
+        let way = if http {
+            let mut url = Url::parse(&address).map_err(|e| bad(&name, &e.to_string()))?;
+            if !name.contains("TRACES") {
+                let path = format!("{}/v1/traces", url.path().trim_end_matches('/'));
+                url.set_path(&path);
             }
-            Some((name, other)) if other != "grpc" => {
-                return Err(bad(&name, &format!("unsupported otlp protocol {other}")));
+            if !matches!(url.scheme(), "http" | "https") {
+                return Err(bad(&name, "neither http nor https"));
             }
-            _ => {
-                let (name, text) = endpoint.unwrap_or_else(|| {
-                    ("OTEL_EXPORTER_OTLP_ENDPOINT".into(), "http://localhost:4317".into())
-                });
-                let text = if text.contains("://") { text } else { format!("http://{text}") };
-                if text.starts_with("https:") {
-                    let why = "spans go to a collector by gRPC in the clear only; \
-                               OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf can be encrypted";
-                    return Err(bad(&name, why));
-                }
-                let endpoint = Endpoint::from_shared(text).map_err(|e| bad(&name, &e.to_string()))?;
-                Way::Grpc(endpoint.connect_timeout(timeout).connect_lazy())
+            Way::Http(registries.downloads().await?.client(&url).clone(), url)
+        } else {
+            let address = if address.contains("://") { address } else { format!("http://{address}") };
+            if address.starts_with("https:") {
+                let why = "spans go to a collector by gRPC in the clear only; \
+                           OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf can be encrypted";
+                return Err(bad(&name, why));
             }
+            let endpoint = Endpoint::from_shared(address).map_err(|e| bad(&name, &e.to_string()))?;
+            Way::Grpc(endpoint.connect_timeout(timeout).connect_lazy())
         };
         Ok(Some(Self { way, headers, timeout }))
     }
