@@ -18,6 +18,9 @@ const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 
+/// What the frontend for tests says it can, in the label `moby.buildkit.frontend.caps`.
+pub const FRONTEND_CAPS: &str = "moby.buildkit.frontend.inputs,moby.buildkit.frontend.contexts";
+
 /// `sha256:` and the sum.
 pub fn digest(bytes: &[u8]) -> String {
     let sum = Sha256::digest(bytes);

@@ -143,8 +143,7 @@ fn provenance_that_cannot_be(env: &Env) -> Result<()> {
 
 fn provenance_of_frontends_in_containers(env: &Env) -> Result<()> {
     let host = env.bench.registry.host();
-    let caps = "moby.buildkit.frontend.inputs,moby.buildkit.frontend.contexts";
-    let frontend = Image::frontend(json!({"moby.buildkit.frontend.caps": caps}))?;
+    let frontend = Image::frontend(json!({"moby.buildkit.frontend.caps": image::FRONTEND_CAPS}))?;
     frontend.push(host, "tools/frontend", "1")?;
     let source = format!("{host}/tools/frontend:1");
     let project = Project::new(&format!("# syntax={source}\nnot a Dockerfile at all\n"))?;

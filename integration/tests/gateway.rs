@@ -8,7 +8,7 @@ use base::failure::Subject;
 use base::{Detail, Secret};
 use integration::bench::Client::{Buildctl, Buildx};
 use integration::gateway::{Client, Process, Running, bind, connect, wait};
-use integration::image::Image;
+use integration::image::{FRONTEND_CAPS, Image};
 use integration::{Bench, Options, Project, suite};
 use llb::build::{Defaults, Image as Source, Mount, Options as Naming, Run, State};
 use proto::gateway as msg;
@@ -18,14 +18,12 @@ use serde_json::json;
 use session::client::{Attachables, SecretSource};
 use tonic::Code;
 
-const CAPS: &str = "moby.buildkit.frontend.inputs,moby.buildkit.frontend.contexts";
-
 fn main() -> ExitCode {
     suite::main(
         || {
             let toml = "insecure-entitlements = [\"network.host\", \"security.insecure\"]\n";
             let bench = Bench::start(Options { toml: toml.to_owned(), ..Options::default() })?;
-            let labels = json!({"moby.buildkit.frontend.caps": CAPS});
+            let labels = json!({"moby.buildkit.frontend.caps": FRONTEND_CAPS});
             Image::frontend(labels)?.push(bench.registry.host(), "test/frontend", "1")?;
             let isolated = json!({"moby.buildkit.frontend.network.none": "true"});
             Image::frontend(isolated)?.push(bench.registry.host(), "test/isolated", "1")?;
@@ -101,8 +99,9 @@ fn frontends_in_containers(bench: &Bench) -> Result<()> {
     let refused = json!("return reference no-such-result not found");
     ensure!(metadata.get("frontend.refused") == Some(&refused), "{metadata}");
     // By its digest.
-    let digest =
-        integration::image::digest(&Image::frontend(json!({"moby.buildkit.frontend.caps": CAPS}))?.manifest);
+    let digest = integration::image::digest(
+        &Image::frontend(json!({"moby.buildkit.frontend.caps": FRONTEND_CAPS}))?.manifest,
+    );
     said(bench, &format!("frontend:1@{digest}"), &["word=pinned"])?;
     Ok(())
 }
