@@ -58,29 +58,20 @@ pub(crate) async fn daemon(settings: &Settings, scope: &Scope) -> Result<Daemon>
     let places = Places(&settings.root);
     let lock = take_root(&settings.root)?;
 
-    let options = store::Options { snapshotter: settings.snapshotter, sync_blobs: false };
-    let root = settings.root.clone();
-    let store = base::task::blocking(move || Ok(Store::open(root, options)?))
-        .await
-        .map_err(failed("open the store", Status::Disk))?;
-    let refs = Refs::open(store.clone(), refs::Options { scope: scope.child(), ..refs::Options::default() })
-        .await
-        .map_err(failed("open the store", Status::Disk))?;
-
-    let network = network::Provider::new(settings, scope).await?;
-    let executor = exec::Executor::new(exec::Config {
-        runtimes: settings.runtime.clone().into_iter().collect(),
-        search_path: std::env::var("PATH").unwrap_or_default(),
-        state: places.executor(),
-        cgroup_parent: settings.cgroup_parent.clone(),
-        apparmor_profile: settings.apparmor_profile.clone(),
-        process_sandbox: settings.process_sandbox,
-        rootless: settings.rootless,
-        oom_score_adj: None,
-        network: network.network(),
-        dns: settings.dns.clone(),
-    });
-    let executor = executor.await.map_err(failed("prepare to run containers", Status::Unavailable))?;
+    // Three things take time, and none of them needs another.
+    let (records, network, host) =
+        tokio::join!(open(settings, scope), network::Provider::new(settings, scope), prepare(settings));
+    let ((store, refs), host) = match (records, host) {
+        (Ok(records), Ok(host)) => (records, host),
+        (Err(error), _) | (_, Err(error)) => {
+            if let Ok(network) = network {
+                network.close().await;
+            }
+            return Err(error);
+        }
+    };
+    let network = network?;
+    let executor = exec::Executor::new(host, network.network());
 
     let scratch = places.scratch();
     fs::create_dir_all(&scratch).with_context(|| format!("create {}", scratch.display()))?;
@@ -138,6 +129,35 @@ pub(crate) async fn daemon(settings: &Settings, scope: &Scope) -> Result<Daemon>
     });
     builder.forget_pruned().map_err(failed("tidy the key index", Status::Disk))?;
     Ok(Daemon { builder, sessions, policies, registries, disk, network, lock })
+}
+
+/// Opens the store, and what is known of its content.
+async fn open(settings: &Settings, scope: &Scope) -> Result<(Store, Refs)> {
+    let options = store::Options { snapshotter: settings.snapshotter, sync_blobs: false };
+    let root = settings.root.clone();
+    let store = base::task::blocking(move || Ok(Store::open(root, options)?))
+        .await
+        .map_err(failed("open the store", Status::Disk))?;
+    let refs = Refs::open(store.clone(), refs::Options { scope: scope.child(), ..refs::Options::default() })
+        .await
+        .map_err(failed("open the store", Status::Disk))?;
+    Ok((store, refs))
+}
+
+/// Finds out how containers are run here.
+async fn prepare(settings: &Settings) -> Result<exec::Prepared> {
+    let prepared = exec::prepare(exec::Config {
+        runtimes: settings.runtime.clone().into_iter().collect(),
+        search_path: std::env::var("PATH").unwrap_or_default(),
+        state: Places(&settings.root).executor(),
+        cgroup_parent: settings.cgroup_parent.clone(),
+        apparmor_profile: settings.apparmor_profile.clone(),
+        process_sandbox: settings.process_sandbox,
+        rootless: settings.rootless,
+        oom_score_adj: None,
+        dns: settings.dns.clone(),
+    });
+    prepared.await.map_err(failed("prepare to run containers", Status::Unavailable))
 }
 
 /// Makes the root directory and makes sure that this is the only daemon in it.

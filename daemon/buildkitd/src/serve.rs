@@ -59,7 +59,7 @@ pub(crate) async fn run(settings: Settings, origin: Origin) -> Result<()> {
         collect::start(&builder, policies.subscribe());
     }
     let deps = control::Deps { builder: builder.clone(), sessions, policies: policies.subscribe() };
-    let routes = control::routes(deps).await.map_err(|e| anyhow!("{e}"))?;
+    let routes = control::routes(deps).await;
     for listener in listeners {
         tracing::info!(address = listener.address, "listening");
         let scope = if listener.kept { &kept } else { &doors };

@@ -19,6 +19,7 @@ mod history;
 mod history_filter;
 mod otlp;
 pub mod progress;
+mod reflection;
 mod traces;
 mod wire;
 
@@ -50,10 +51,7 @@ pub struct Deps {
 }
 
 /// All services, ready to be served.
-///
-/// # Errors
-/// When the reflection data is broken, which is a mistake of the build.
-pub async fn routes(deps: Deps) -> Result<Routes, Failure> {
+pub async fn routes(deps: Deps) -> Routes {
     let builder = deps.builder.clone();
     let mut routes = RoutesBuilder::default();
     macro_rules! add {
@@ -71,14 +69,8 @@ pub async fn routes(deps: Deps) -> Result<Routes, Failure> {
     let (health, service) = tonic_health::server::health_reporter();
     health.set_service_status("", tonic_health::ServingStatus::Serving).await;
     routes.add_service(service);
-    let broken = |e| Failure::internal(format!("reflection data: {e}"));
-    let reflection = || {
-        tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
-    };
-    routes.add_service(reflection().build_v1().map_err(broken)?);
-    routes.add_service(reflection().build_v1alpha().map_err(broken)?);
-    Ok(routes.routes())
+    reflection::add(&mut routes);
+    routes.routes()
 }
 
 /// A failure as the answer of a call.

@@ -21,7 +21,7 @@ use crate::run::{Ended, Run};
 use crate::runtime::{Runtime, complaint, exit_code};
 use crate::{
     Error, Exit, HostNetwork, Io, Namespace, Network, NetworkMode, Process, Reason, Security, cgroup,
-    lookup_user,
+    lookup_user, tried,
 };
 
 /// How often is looked whether a container has started, for whoever waits for it.
@@ -47,10 +47,23 @@ pub struct Config {
     pub rootless: bool,
     /// Adjustment of the out-of-memory score.
     pub oom_score_adj: Option<i32>,
-    /// The network of processes that ask for nothing special.
-    pub network: Arc<dyn Network>,
-    /// DNS settings that replace the host's where `network` is not asked.
+    /// DNS settings that replace the host's where no network is asked.
     pub dns: Overrides,
+}
+
+/// All an executor needs but a network.
+pub struct Prepared {
+    runtime: Runtime,
+    machine: Machine,
+    dns: Overrides,
+}
+
+/// Finds a runtime, and removes containers that an earlier daemon left behind.
+///
+/// # Errors
+/// When no runtime works here, or the state directory cannot be used.
+pub async fn prepare(config: Config) -> Result<Prepared, Failure> {
+    blocking(move || Ok(Prepared::new(config)?)).await
 }
 
 /// Runs processes. Clones are the same executor.
@@ -58,10 +71,8 @@ pub struct Config {
 pub struct Executor(Arc<Inner>);
 
 struct Inner {
-    runtime: Runtime,
-    machine: Machine,
+    host: Prepared,
     network: Arc<dyn Network>,
-    dns: Overrides,
     running: Mutex<HashMap<String, Running>>,
 }
 
@@ -76,17 +87,14 @@ struct Running {
 }
 
 impl Executor {
-    /// Finds a runtime, and removes containers that an earlier daemon left behind.
-    ///
-    /// # Errors
-    /// When no runtime works here, or the state directory cannot be used.
-    pub async fn new(config: Config) -> Result<Self, Failure> {
-        blocking(move || Ok(Self(Arc::new(Inner::new(config)?)))).await
+    /// With `network` for the processes that ask for nothing special.
+    pub fn new(prepared: Prepared, network: Arc<dyn Network>) -> Self {
+        Self(Arc::new(Inner { host: prepared, network, running: Mutex::default() }))
     }
 
     /// The program of the runtime in use.
     pub fn runtime(&self) -> &Path {
-        self.0.runtime.program()
+        self.0.host.runtime.program()
     }
 
     /// Runs a process in a container of its own and waits for its end. A process that
@@ -170,7 +178,7 @@ fn check(process: &mut Process) -> Result<(), Error> {
     Ok(())
 }
 
-impl Inner {
+impl Prepared {
     fn new(config: Config) -> Result<Self, Error> {
         let state = &config.state;
         std::fs::DirBuilder::new()
@@ -205,15 +213,11 @@ impl Inner {
             oom_score_adj: config.oom_score_adj,
             capabilities,
         };
-        Ok(Self {
-            runtime,
-            machine,
-            network: config.network,
-            dns: config.dns,
-            running: Mutex::new(HashMap::new()),
-        })
+        Ok(Self { runtime, machine, dns: config.dns })
     }
+}
 
+impl Inner {
     async fn run(self: Arc<Self>, process: Process, io: Io, scope: &Scope) -> Result<Exit, Failure> {
         // Nobody waits for it: it makes a difference only while other things are done.
         tokio::task::spawn_blocking(cgroup::expect_move);
@@ -227,8 +231,8 @@ impl Inner {
 
     async fn network(&self, process: &Process, scope: &Scope) -> Result<Box<dyn Namespace>, Failure> {
         let namespace = match process.network {
-            NetworkMode::Host => HostNetwork::new(self.dns.clone()).new_namespace("").await?,
-            NetworkMode::None => return Ok(Box::new(NoNetwork(self.dns.clone()))),
+            NetworkMode::Host => HostNetwork::new(self.host.dns.clone()).new_namespace("").await?,
+            NetworkMode::None => return Ok(Box::new(NoNetwork(self.host.dns.clone()))),
             NetworkMode::Sandbox => scope.run(self.network.new_namespace(&process.hostname)).await?,
         };
         match &process.proxy {
@@ -255,7 +259,7 @@ impl Inner {
         process.env.extend(network.env());
         let process = Arc::new(process);
         let (inner, described) = (self.clone(), process.clone());
-        let bundle = blocking(move || Ok(Bundle::create(&inner.machine, &described, &seen)?));
+        let bundle = blocking(move || Ok(Bundle::create(&inner.host.machine, &described, &seen)?));
         let mut bundle = bundle.await?;
         let running = Running {
             dir: bundle.dir.clone(),
@@ -266,18 +270,18 @@ impl Inner {
         let taken = self.running.lock().insert(process.id.clone(), running.clone());
         debug_assert!(taken.is_none(), "the bundle's directory is unique");
         let systemd =
-            cgroup::is_slice(&self.machine.cgroup_parent) || cgroup::is_slice(&process.cgroup_parent);
+            cgroup::is_slice(&self.host.machine.cgroup_parent) || cgroup::is_slice(&process.cgroup_parent);
         let run = Run {
-            command: self.runtime.run(&bundle.dir, &process.id, systemd),
-            program: self.runtime.program(),
+            command: self.host.runtime.run(&bundle.dir, &process.id, systemd),
+            program: self.host.runtime.program(),
             pid_file: bundle.dir.join("pid"),
         };
-        let learns = self.machine.filter.annotation().is_none() && process.security == Security::Sandbox;
-        let (notes, pid_file) = (self.runtime.notes(&process.id), run.pid_file.clone());
+        let learns = self.host.machine.filter.annotation().is_none() && process.security == Security::Sandbox;
+        let (notes, pid_file) = (self.host.runtime.notes(&process.id), run.pid_file.clone());
         let mut ended = std::pin::pin!(run.drive(process.tty, io, scope));
         let ended = tokio::select! {
             ended = &mut ended => ended,
-            () = self.machine.filter.learn(&notes, &pid_file), if learns => ended.await,
+            () = self.host.machine.filter.learn(&notes, &pid_file), if learns => ended.await,
         };
         self.running.lock().remove(&process.id);
         running.ended.cancel();
@@ -285,9 +289,9 @@ impl Inner {
         blocking(move || {
             let exit = ended.map(|ended| inner.exit(ended, &process, &bundle.dir, "log.json", Some(&bundle)));
             // A runtime that was stopped halfway has not cleaned up.
-            if inner.runtime.knows(&process.id) {
+            if inner.host.runtime.knows(&process.id) {
                 bundle.cgroup.kill();
-                inner.runtime.delete(&process.id);
+                inner.host.runtime.delete(&process.id);
             }
             let restored = bundle.restore();
             drop(bundle);
@@ -351,8 +355,8 @@ impl Inner {
         let file = dir.join(format!("{name}.json"));
         blocking(move || Ok(describe_exec(&dir, &rootfs, &described, &file)?)).await?;
         let run = Run {
-            command: self.runtime.exec(&container.dir, id, &name),
-            program: self.runtime.program(),
+            command: self.host.runtime.exec(&container.dir, id, &name),
+            program: self.host.runtime.program(),
             pid_file: container.dir.join(format!("{name}.pid")),
         };
         let ended = run.drive(process.tty, io, scope).await;
@@ -395,7 +399,7 @@ fn reap(runtime: &Runtime, state: &Path) {
         runtime.delete(&id);
     }
     let Ok(entries) = std::fs::read_dir(state) else { return };
-    for entry in entries.flatten().filter(|e| e.file_name() != "runtime") {
+    for entry in entries.flatten().filter(|e| e.file_name() != "runtime" && e.file_name() != tried::FILE) {
         let dir = entry.path();
         let cgroup = std::fs::read(dir.join("config.json"))
             .ok()

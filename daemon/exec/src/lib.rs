@@ -9,7 +9,8 @@
 //!
 //! Files of its own, below the state directory: `<id>/` a bundle while its
 //! container runs, `runtime/` what the OCI runtime remembers. Both are the
-//! ledger from which [`Executor::new`] removes what an earlier daemon left.
+//! ledger from which [`prepare`] removes what an earlier daemon left. `tried` says which
+//! runtime was found to work.
 
 mod bundle;
 mod cdi;
@@ -26,13 +27,14 @@ mod run;
 mod runtime;
 mod seccomp;
 mod spec;
+mod tried;
 mod trust;
 mod user;
 
 pub use cdi::{DeviceError, DeviceInfo, Devices};
 pub use cgroup::hide_hybrid_cgroup;
 pub use error::Error;
-pub use executor::{Config, Executor, in_user_namespace};
+pub use executor::{Config, Executor, Prepared, in_user_namespace, prepare};
 pub use io::{Input, Io, LogFn, Output, WindowSize};
 pub use network::{Attachment, HostNetwork, Namespace, Network};
 pub use process::{

@@ -7,6 +7,7 @@ use std::process::{Command, ExitStatus, Stdio};
 use serde::Deserialize;
 use serde_json::json;
 
+use crate::tried::Circumstances;
 use crate::{Config, Error};
 
 /// Looked for in this order when none is configured.
@@ -44,14 +45,24 @@ impl Runtime {
         } else {
             configured.clone()
         };
+        let found: Vec<PathBuf> = names.iter().filter_map(|name| which(name, &config.search_path)).collect();
+        let circumstances = Circumstances::now(config.rootless, config.process_sandbox, &found);
+        if configured.is_empty()
+            && let Some(program) = circumstances.remembered(state)
+        {
+            return Ok(Self { program, root });
+        }
         let mut refused = None;
-        for program in names.iter().filter_map(|name| which(name, &config.search_path)) {
+        for program in found {
             let runtime = Self { program, root: root.clone() };
             if !configured.is_empty() {
                 return Ok(runtime);
             }
             match runtime.probe(state, config) {
-                Ok(()) => return Ok(runtime),
+                Ok(()) => {
+                    circumstances.remember(state, &runtime.program);
+                    return Ok(runtime);
+                }
                 Err(e) => {
                     tracing::info!(runtime = %runtime.program.display(), error = %e, "OCI runtime refused");
                     refused = Some(e);

@@ -8,10 +8,8 @@ use std::time::Duration;
 
 use base::Failure;
 use base::task::Scope;
-use exec::{
-    Executor, HostAddress, Io, Mount, NetworkMode, Output, Process, Reason, Security, Source, WindowSize,
-};
-use support::{Bench, lines};
+use exec::{HostAddress, Io, Mount, NetworkMode, Output, Process, Reason, Security, Source, WindowSize};
+use support::{Bench, executor, lines};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn output_and_exit_codes() {
@@ -266,9 +264,9 @@ async fn networks_host_and_none() {
 async fn a_new_daemon_reaps_the_old_ones_containers() {
     let bench = Bench::new().await;
     let mut orphan = bench.orphan();
-    let executor = Executor::new(bench.config()).await.unwrap();
+    let executor = executor(bench.config()).await;
     assert!(!orphan.wait().unwrap().success());
-    assert_eq!(std::fs::read_dir(bench.state()).unwrap().count(), 1);
+    assert_eq!(std::fs::read_dir(bench.state()).unwrap().count(), 2);
     drop(executor);
     bench.assert_clean();
 }

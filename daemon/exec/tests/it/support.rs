@@ -56,7 +56,7 @@ impl Bench {
         std::fs::write(rootfs.join("etc/passwd"), "root:x:0:0::/:/bin/sh\ndev:x:1000:100::/:/bin/sh\n")
             .unwrap();
         std::fs::write(rootfs.join("etc/group"), "root:x:0:\nusers:x:100:\naudio:x:29:dev\n").unwrap();
-        let executor = Executor::new(config(&dir.path().join("state"))).await.unwrap();
+        let executor = executor(config(&dir.path().join("state"))).await;
         Self { dir, executor, scope: Scope::root() }
     }
 
@@ -128,7 +128,7 @@ impl Bench {
             let entries = std::fs::read_dir(dir).unwrap();
             entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect()
         };
-        assert_eq!(names(&self.state()), ["runtime"]);
+        assert_eq!(names(&self.state()), ["runtime", "tried"]);
         assert!(names(&self.state().join("runtime")).is_empty());
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
         assert!(!mounts.contains(self.dir.path().to_str().unwrap()), "{mounts}");
@@ -142,6 +142,11 @@ impl Bench {
     }
 }
 
+/// With the network of the host.
+pub(crate) async fn executor(config: Config) -> Executor {
+    Executor::new(exec::prepare(config).await.unwrap(), Arc::new(HostNetwork::default()))
+}
+
 fn config(state: &Path) -> Config {
     Config {
         runtimes: vec![],
@@ -152,7 +157,6 @@ fn config(state: &Path) -> Config {
         process_sandbox: true,
         rootless: false,
         oom_score_adj: None,
-        network: Arc::new(HostNetwork::default()),
         dns: Overrides::default(),
     }
 }
