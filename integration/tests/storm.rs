@@ -3,17 +3,20 @@
 //!
 //! `BUILDKIT_TEST_KILLS` and `BUILDKIT_TEST_BUILDS` make it longer.
 
+use std::path::Path;
 use std::process::{ExitCode, Stdio};
 use std::sync::Mutex;
 use std::thread::sleep;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Error, Result, ensure};
 use integration::bench::Client::Buildctl;
 use integration::bench::text;
 use integration::grpc::kept;
 use integration::process::Reaped;
 use integration::{Bench, Options, Project, suite};
+use refs::Refs;
+use store::Store;
 
 fn main() -> ExitCode {
     let cases: [suite::Case<Mutex<()>>; 3] = [
@@ -65,9 +68,56 @@ fn check(bench: &Bench, round: u64, number: u64) -> Result<()> {
     Ok(())
 }
 
-fn client(bench: &Bench, project: &Project) -> Result<Reaped> {
-    let mut command = bench.buildctl.build_command(project.dir(), &[]);
+fn client(bench: &Bench, project: &Project, options: &[&str]) -> Result<Reaped> {
+    let mut command = bench.buildctl.build_command(project.dir(), options);
     Ok(Reaped(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?))
+}
+
+/// Looks at what a daemon has kept that has stopped: the files of every record can be read,
+/// and its blobs are there and what they say they are. Tells how many records there are.
+fn whole(root: &Path) -> Result<usize> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let store = Store::open(root, store::Options::default())?;
+        for blob in store.blobs().list()? {
+            let found = integration::image::digest(&std::fs::read(store.blobs().path(&blob.digest))?);
+            ensure!(found == blob.digest.as_str(), "{} is {found}", blob.digest);
+        }
+        let refs = Refs::open(store, refs::Options::default()).await.map_err(Error::msg)?;
+        let records = refs.usage(&[], None).await.map_err(Error::msg)?;
+        for record in &records {
+            let mount = if record.mutable {
+                refs.get_mutable(&record.id).await?.mount().await.map_err(Error::msg)?
+            } else {
+                let found = refs.get(&record.id)?;
+                for layer in found.known_layers()?.unwrap_or_default() {
+                    ensure!(found.is_lazy() || layer.is_local()?, "{record:?} lacks {layer:?}");
+                }
+                if found.is_lazy() {
+                    continue;
+                }
+                found.mount().await.map_err(Error::msg)?
+            };
+            read(mount.path()).with_context(|| format!("{record:?}"))?;
+            mount.unmount().await.map_err(Error::msg)?;
+        }
+        refs.close().await.map_err(Error::msg)?;
+        Ok(records.len())
+    })
+}
+
+/// Reads every file below a directory.
+fn read(dir: &Path) -> Result<()> {
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        let kind = entry.file_type()?;
+        if kind.is_dir() {
+            read(&entry.path())?;
+        } else if kind.is_file() {
+            std::fs::read(entry.path()).with_context(|| entry.path().display().to_string())?;
+        }
+    }
+    Ok(())
 }
 
 fn a_daemon_that_is_killed(turn: &Mutex<()>) -> Result<()> {
@@ -76,7 +126,11 @@ fn a_daemon_that_is_killed(turn: &Mutex<()>) -> Result<()> {
     let mut dice = Dice(0x9e37_79b9_7f4a_7c15);
     for round in 0..count("BUILDKIT_TEST_KILLS", 4)? {
         let projects = (0..4).map(|n| Ok(project(round, n)?.0)).collect::<Result<Vec<_>>>()?;
-        let mut clients = projects.iter().map(|p| client(&bench, p)).collect::<Result<Vec<_>>>()?;
+        // Every other one wants layers, which are blobs.
+        let options: [&[&str]; 2] = [&[], &["output=type=oci,dest=/dev/null"]];
+        let wanted = projects.iter().zip(options.into_iter().cycle());
+        let mut clients =
+            wanted.map(|(p, options)| client(&bench, p, options)).collect::<Result<Vec<_>>>()?;
         sleep(Duration::from_millis(100 + dice.below(1900)));
         bench.daemon.crash()?;
         for client in &mut clients {
@@ -87,6 +141,9 @@ fn a_daemon_that_is_killed(turn: &Mutex<()>) -> Result<()> {
             check(&bench, round, number).with_context(|| format!("round {round}, build {number}"))?;
         }
     }
+    bench.daemon.stop()?;
+    ensure!(whole(&bench.daemon.root())? > 0, "no record was looked at");
+    bench.daemon.restart()?;
     let kept = kept(&bench.daemon, &bench.buildctl)?;
     ensure!(kept.is_empty(), "kept: {kept:#?}");
     check(&bench, 0, 0)?;
@@ -110,7 +167,7 @@ fn many_builds(turn: &Mutex<()>, parallelism: u64) -> Result<()> {
                         return check(bench, 0, number);
                     }
                     let (project, _) = project(0, number)?;
-                    let mut client = client(bench, &project)?;
+                    let mut client = client(bench, &project, &[])?;
                     sleep(after);
                     _ = client.0.kill();
                     client.0.wait()?;
