@@ -396,6 +396,24 @@ mod tests {
     }
 
     #[test]
+    fn removing_together_is_no_failure() {
+        let tree = Tree::new();
+        let root = tree.root();
+        for round in 0..50 {
+            for at in 0..20 {
+                std::fs::create_dir_all(tree.0.join(format!("root/dir/{at}/deep/er"))).unwrap();
+            }
+            std::thread::scope(|scope| {
+                let all: Vec<_> = (0..4).map(|_| scope.spawn(|| root.dir().remove_all("dir"))).collect();
+                for one in all {
+                    one.join().unwrap().unwrap_or_else(|e| panic!("round {round}: {e}"));
+                }
+            });
+            assert!(root.stat("dir").is_err());
+        }
+    }
+
+    #[test]
     fn chmod_never_follows() {
         let tree = Tree::new();
         symlink("file", tree.0.join("root/link")).unwrap();

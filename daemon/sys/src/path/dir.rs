@@ -252,7 +252,7 @@ impl Dir {
         while let Some((dir, own, entries)) = stack.last_mut() {
             let entries = match entries {
                 Some(entries) => entries,
-                None => entries.insert(dir.list()?),
+                None => entries.insert(present(dir.list())?.unwrap_or_default()),
             };
             if let Some(entry) = entries.pop() {
                 let next = if entry.kind == FileType::Directory || dir.is_dir(&entry.name)? {
