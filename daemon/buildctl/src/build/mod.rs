@@ -5,6 +5,7 @@ mod layout;
 mod metadata;
 mod options;
 mod solve;
+mod stores;
 
 use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
@@ -12,9 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use base::task::Scope;
-use base::{Descriptor, Failure, Kind, gotext, id};
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
+use base::{Digest, Failure, Kind, gotext, id};
 use clap::{ArgAction, Args};
 use proto::control as wire;
 use session::client::{Agent, Attachables, OciStore, Session};
@@ -149,7 +148,7 @@ impl Plan {
             }
             if args.no_cache {
                 for op in &read.def {
-                    read.metadata.entry(base::Digest::of(op).to_string()).or_default().ignore_cache = true;
+                    read.metadata.entry(Digest::of(op).to_string()).or_default().ignore_cache = true;
                 }
             }
             definition = Some(read);
@@ -203,13 +202,14 @@ pub(crate) async fn run(global: &Global, args: BuildArgs, scope: &Scope) -> Resu
         };
         attachables.agent(id, agent);
     }
-    attach_files(&args, &plan, &mut attachables)?;
-    let caches = attach_caches(&mut plan, &mut attachables)?;
+    let locals = options::attrs(&args.local).map_err(|e| e.context("invalid local"))?;
+    attach_files(&args, &plan, &locals, &mut attachables)?;
+    let stores = stores::attach(&mut plan, &mut attachables)?;
 
     let mut display = Display::open(mode, Output::Stderr)?;
     let reference = id::fresh();
     let connection = scope.run(Connection::open(global)).await?;
-    let session = attachables.open(connection.channel(), "", scope).await?;
+    let session = attachables.open(connection.channel(), &mirror(&locals), scope).await?;
     let request = request(&plan, &args, &reference, &session);
     let solving = solve::run(&connection, request, &reporter, scope);
     let watching = async {
@@ -246,7 +246,7 @@ pub(crate) async fn run(global: &Global, args: BuildArgs, scope: &Scope) -> Resu
     if let Some(path) = &args.metadata_file {
         metadata::write_whole(path, &metadata::metadata_json(&outcome.response))?;
     }
-    caches.finish(&outcome.response)?;
+    stores.finish(&outcome.response)?;
     show_answer(&outcome.answer)?;
     match (&metrics, args.debug_json_cache_metrics.as_deref()) {
         (Some(metrics), Some(to)) => write_metrics(metrics, to),
@@ -282,8 +282,12 @@ fn show_answer(answer: &BTreeMap<String, Vec<u8>>) -> Result<(), Failure> {
 }
 
 /// Local directories, layouts and targets.
-fn attach_files(args: &BuildArgs, plan: &Plan, attachables: &mut Attachables) -> Result<(), Failure> {
-    let locals = options::attrs(&args.local).map_err(|e| e.context("invalid local"))?;
+fn attach_files(
+    args: &BuildArgs,
+    plan: &Plan,
+    locals: &Attrs,
+    attachables: &mut Attachables,
+) -> Result<(), Failure> {
     if let Some(definition) = &plan.definition {
         for name in local_sources(definition)? {
             if !locals.contains_key(&name) {
@@ -291,7 +295,7 @@ fn attach_files(args: &BuildArgs, plan: &Plan, attachables: &mut Attachables) ->
             }
         }
     }
-    for (name, path) in &locals {
+    for (name, path) in locals {
         attachables.dir(name, Path::new(path)).map_err(|e| Failure::from(e).context("invalid local"))?;
     }
     for text in &args.oci_layout {
@@ -308,6 +312,23 @@ fn attach_files(args: &BuildArgs, plan: &Plan, attachables: &mut Attachables) ->
     Ok(())
 }
 
+/// The session's shared key. The daemon keeps a mirror of each local directory under it, and is
+/// sent what has changed since; without a key builds of different directories would send
+/// everything in turns. The context says which build it is, if there is one.
+fn mirror(locals: &Attrs) -> String {
+    let chosen: Vec<_> = match locals.get_key_value("context") {
+        Some(context) => vec![context],
+        None => locals.iter().collect(),
+    };
+    if chosen.is_empty() {
+        return String::new();
+    }
+    let node = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let place = |path: &String| std::fs::canonicalize(path).unwrap_or_else(|_| path.into());
+    let named = chosen.into_iter().map(|(name, path)| format!("\0{name}\0{}", place(path).display()));
+    Digest::of(std::iter::once(node).chain(named).collect::<String>()).hex().to_owned()
+}
+
 /// The names of the local directories LLB reads.
 fn local_sources(definition: &proto::pb::Definition) -> Result<Vec<String>, Failure> {
     use prost::Message;
@@ -322,141 +343,6 @@ fn local_sources(definition: &proto::pb::Definition) -> Result<Vec<String>, Fail
         }
     }
     Ok(out)
-}
-
-/// Directories whose indexes are written when the build has ended.
-#[derive(Default)]
-struct Layouts {
-    /// Caches, with the tag.
-    caches: Vec<(PathBuf, String)>,
-    /// Caches of which the rest goes away.
-    swept: Vec<(PathBuf, OciStore)>,
-    /// Images.
-    images: Vec<PathBuf>,
-}
-
-/// Local caches and image layouts, as stores.
-fn attach_caches(plan: &mut Plan, attachables: &mut Attachables) -> Result<Layouts, Failure> {
-    let mut layouts = Layouts::default();
-    for entry in &plan.cache_exports {
-        let attr = |key: &str| entry.attrs.get(key).map(String::as_str);
-        match entry.kind.as_str() {
-            "local" => {
-                let dest = attr("dest").filter(|d| !d.is_empty());
-                let dest = dest.ok_or_else(|| Failure::invalid("local cache exporter requires dest"))?;
-                let store = OciStore::open(Path::new(dest), true)?;
-                let tag = attr("tag").unwrap_or("latest").to_owned();
-                if let Some(reset) = attr("reset") {
-                    let reset = gotext::parse_bool(reset).ok_or_else(|| {
-                        Failure::invalid(format!("failed to parse reset attribute {reset}"))
-                    })?;
-                    if reset {
-                        layouts.swept.push((dest.into(), store.clone()));
-                    }
-                }
-                layouts.caches.push((dest.into(), tag));
-                attachables.store(format!("local:{dest}"), store);
-            }
-            "registry" if attr("ref").unwrap_or_default().is_empty() => {
-                return Err(Failure::invalid("registry cache exporter requires ref"));
-            }
-            _ => {}
-        }
-    }
-    let mut imports = Vec::new();
-    for mut entry in std::mem::take(&mut plan.cache_imports) {
-        match entry.kind.as_str() {
-            "local" => match local_import(&entry.attrs)? {
-                Some((store, digest)) => {
-                    let src = entry.attrs.get("src").cloned().unwrap_or_default();
-                    attachables.store(format!("local:{src}"), store);
-                    entry.attrs.insert("digest".into(), digest);
-                }
-                // Said already: a build without this cache is still a build.
-                None => continue,
-            },
-            "registry" if entry.attrs.get("ref").is_none_or(String::is_empty) => {
-                return Err(Failure::invalid("registry cache importer requires ref"));
-            }
-            _ => {}
-        }
-        imports.push(entry);
-    }
-    plan.cache_imports = imports;
-    for (_, place) in &plan.exports {
-        if let Place::Store(path) = place {
-            if !layouts.images.is_empty() {
-                return Err(Failure::invalid("oci store key \"export\" already exists"));
-            }
-            attachables.store("export", OciStore::open(path, true)?);
-            layouts.images.push(path.clone());
-        }
-    }
-    Ok(layouts)
-}
-
-/// The store and the digest of a local cache; `None` when there is none yet.
-fn local_import(attrs: &Attrs) -> Result<Option<(OciStore, String)>, Failure> {
-    let src = attrs.get("src").filter(|s| !s.is_empty());
-    let src = src.ok_or_else(|| Failure::invalid("local cache importer requires src"))?;
-    let skip = |why: &dyn std::fmt::Display| {
-        tracing::warn!("local cache import at {src} skipped: {why}");
-        Ok(None)
-    };
-    let store = match OciStore::open(Path::new(src), false) {
-        Ok(store) => store,
-        Err(e) => return skip(&Failure::from(e)),
-    };
-    let digest = match attrs.get("digest").filter(|d| !d.is_empty()) {
-        Some(digest) => digest.clone(),
-        None => {
-            let tag = attrs.get("tag").map_or("latest", String::as_str);
-            match layout::find(Path::new(src), tag) {
-                Ok(Some(descriptor)) => descriptor.digest.to_string(),
-                Ok(None) => return skip(&format!("no digest found for tag {tag}")),
-                Err(e) => return skip(&e),
-            }
-        }
-    };
-    match digest.parse::<base::Digest>() {
-        Ok(parsed) if store.path(&parsed).exists() => Ok(Some((store, digest))),
-        _ => skip(&format!("digest {digest} unavailable")),
-    }
-}
-
-impl Layouts {
-    /// Writes the indexes.
-    fn finish(&self, response: &BTreeMap<String, String>) -> Result<(), Failure> {
-        let parse = |text: &[u8]| {
-            serde_json::from_slice::<Descriptor>(text)
-                .map_err(|e| Failure::invalid(format!("the daemon answered with no descriptor: {e}")))
-        };
-        if let Some(text) = response.get("cache.manifest").filter(|t| !t.is_empty()) {
-            let descriptor = parse(text.as_bytes())?;
-            for (path, tag) in &self.caches {
-                layout::put(path, &descriptor, &[layout::Name::Tag(tag.clone())])?;
-            }
-        }
-        if let Some(text) = response.get("containerimage.descriptor").filter(|t| !t.is_empty()) {
-            let json =
-                STANDARD.decode(text).map_err(|e| Failure::invalid(format!("bad image descriptor: {e}")))?;
-            let descriptor = parse(&json)?;
-            let names = match response.get("image.name") {
-                Some(names) => names.split(',').map(|n| layout::Name::Image(n.to_owned())).collect(),
-                None => vec![layout::Name::Tag("latest".into())],
-            };
-            for path in &self.images {
-                layout::put(path, &descriptor, &names)?;
-            }
-        }
-        for (path, store) in &self.swept {
-            match layout::sweep(path, store) {
-                Ok(count) => tracing::debug!("deleted {count} blobs of {}", path.display()),
-                Err(e) => tracing::warn!("failed to reset cache store: {e}"),
-            }
-        }
-        Ok(())
-    }
 }
 
 /// The requests that make the build.
