@@ -135,13 +135,13 @@ pub(crate) async fn daemon(settings: &Settings, scope: &Scope) -> Result<Daemon>
 async fn open(settings: &Settings, scope: &Scope) -> Result<(Store, Refs)> {
     let options = store::Options { snapshotter: settings.snapshotter, sync_blobs: false };
     let root = settings.root.clone();
-    let store = base::task::blocking(move || Ok(Store::open(root, options)?))
-        .await
-        .map_err(failed("open the store", Status::Disk))?;
-    let refs = Refs::open(store.clone(), refs::Options { scope: scope.child(), ..refs::Options::default() })
-        .await
-        .map_err(failed("open the store", Status::Disk))?;
-    Ok((store, refs))
+    let opened = async {
+        let store = base::task::blocking(move || Ok(Store::open(root, options)?)).await?;
+        let options = refs::Options { scope: scope.child(), ..refs::Options::default() };
+        let refs = Refs::open(store.clone(), options).await?;
+        Ok((store, refs))
+    };
+    opened.await.map_err(failed("open the store", Status::Disk))
 }
 
 /// Finds out how containers are run here.

@@ -37,27 +37,24 @@ impl Runtime {
     /// The configured runtime, taken as it is; else the first of the usual ones that
     /// can start a container here.
     pub(crate) fn find(config: &Config, state: &Path) -> Result<Self, Error> {
-        let configured = &config.runtimes;
         let root = state.join("runtime");
         std::fs::create_dir_all(&root).map_err(Error::file("create", &root))?;
-        let names: Vec<PathBuf> = if configured.is_empty() {
-            CANDIDATES.iter().map(PathBuf::from).collect()
-        } else {
-            configured.clone()
-        };
-        let found: Vec<PathBuf> = names.iter().filter_map(|name| which(name, &config.search_path)).collect();
+        let usual = CANDIDATES.map(PathBuf::from);
+        let names = if config.runtimes.is_empty() { usual.as_slice() } else { &config.runtimes };
+        let none =
+            || Error::NoRuntime { candidates: names.iter().map(|n| n.display().to_string()).collect() };
+        let mut found = names.iter().filter_map(|name| which(name, &config.search_path));
+        if !config.runtimes.is_empty() {
+            return found.next().map(|program| Self { program, root }).ok_or_else(none);
+        }
+        let found: Vec<PathBuf> = found.collect();
         let circumstances = Circumstances::now(config.rootless, config.process_sandbox, &found);
-        if configured.is_empty()
-            && let Some(program) = circumstances.remembered(state)
-        {
+        if let Some(program) = circumstances.remembered(state) {
             return Ok(Self { program, root });
         }
         let mut refused = None;
         for program in found {
             let runtime = Self { program, root: root.clone() };
-            if !configured.is_empty() {
-                return Ok(runtime);
-            }
             match runtime.probe(state, config) {
                 Ok(()) => {
                     circumstances.remember(state, &runtime.program);
@@ -69,9 +66,7 @@ impl Runtime {
                 }
             }
         }
-        Err(refused.unwrap_or_else(|| Error::NoRuntime {
-            candidates: names.iter().map(|n| n.display().to_string()).collect(),
-        }))
+        Err(refused.unwrap_or_else(none))
     }
 
     /// Its program.
