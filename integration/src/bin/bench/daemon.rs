@@ -62,6 +62,7 @@ impl Daemon {
             config(net, dir.path(), &bridge, &subnet, registry),
         )?;
         std::fs::write(dir.path().join("net.conflist"), network(&bridge, &subnet, dir.path()))?;
+        link_plugins(&dir.path().join("bin"))?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let program = candidate.program.clone();
         let mut daemon = Self { client: None, runtime, service: None, program, bridge, dir };
@@ -82,8 +83,12 @@ impl Daemon {
             "--containerd-worker=false".into(),
             "--oci-worker-gc=false".into(),
         ];
+        let mut search = std::env::var_os("PATH").unwrap_or_default();
+        search.push(":");
+        search.push(self.dir.path().join("bin"));
+        let env = [("PATH", search)];
         let begun = Instant::now();
-        let service = Service::start("buildkitd", &self.program, args, &[], self.dir.path().join("log"))?;
+        let service = Service::start("buildkitd", &self.program, args, &env, self.dir.path().join("log"))?;
         self.service = Some(service);
         let socket = self.dir.path().join("buildkitd.sock");
         while Probe::connect(&socket).is_err() {
@@ -211,6 +216,16 @@ impl Drop for Daemon {
         self.service = None;
         leak::clean(self.dir.path(), &self.bridge);
     }
+}
+
+/// Debian's plugins by the names under which the reference looks for those of its own bridge.
+fn link_plugins(dir: &Path) -> Result<()> {
+    std::fs::create_dir(dir)?;
+    for name in ["bridge", "host-local", "loopback", "firewall"] {
+        let link = dir.join(format!("buildkit-cni-{name}"));
+        std::os::unix::fs::symlink(Path::new(PLUGINS).join(name), link)?;
+    }
+    Ok(())
 }
 
 /// Text that was never used before.
