@@ -63,14 +63,15 @@ fn ran(steps: &Steps) -> Vec<&str> {
     names
 }
 
+/// Two stages and what comes out of both; nothing of it is another project's, too.
 fn project(mark: &str) -> Result<Project> {
     Project::new(&format!(
         "FROM busybox AS a\nRUN echo {mark}\nCOPY a /a\nRUN cat /a >/out\n\
          FROM busybox AS b\nCOPY b /b\nRUN cat /b >/out && date +%N >/when\n\
          FROM scratch\nCOPY --from=a /out /a\nCOPY --from=b /out /when /b/\n"
     ))?
-    .with("a", "a\n")?
-    .with("b", "b\n")
+    .with("a", format!("{mark} a\n"))?
+    .with("b", format!("{mark} b\n"))
 }
 
 fn all_cached(bench: &Bench, project: &Project) -> Result<()> {

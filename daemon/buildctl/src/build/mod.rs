@@ -314,7 +314,8 @@ fn attach_files(
 
 /// The session's shared key. The daemon keeps a mirror of each local directory under it, and is
 /// sent what has changed since; without a key builds of different directories would send
-/// everything in turns. The context says which build it is, if there is one.
+/// everything in turns. The context says which build it is, if there is one. The machine does
+/// not count: those that build for others are often new each time, with one path per project.
 fn mirror(locals: &Attrs) -> String {
     let chosen: Vec<_> = match locals.get_key_value("context") {
         Some(context) => vec![context],
@@ -323,10 +324,9 @@ fn mirror(locals: &Attrs) -> String {
     if chosen.is_empty() {
         return String::new();
     }
-    let node = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let place = |path: &String| std::fs::canonicalize(path).unwrap_or_else(|_| path.into());
-    let named = chosen.into_iter().map(|(name, path)| format!("\0{name}\0{}", place(path).display()));
-    Digest::of(std::iter::once(node).chain(named).collect::<String>()).hex().to_owned()
+    let named = chosen.into_iter().map(|(name, path)| format!("{name}\0{}\0", place(path).display()));
+    Digest::of(named.collect::<String>()).hex().to_owned()
 }
 
 /// The names of the local directories LLB reads.
