@@ -51,10 +51,10 @@ fn thirty_thousand_files(bench: &Bench) -> Result<()> {
 /// Also when another directory was sent in between.
 fn only_what_changed_is_sent(bench: &Bench) -> Result<()> {
     for client in [Buildx, Buildctl] {
-        let project = || -> Result<Project> {
+        let made = || -> Result<Project> {
             Project::new("FROM scratch\nCOPY . /\n")?.with("large", vec![7; 5 << 20])?.with("small", "a")
         };
-        let (project, neighbour) = (project()?, project()?);
+        let (project, neighbour) = (made()?, made()?);
         for one in [&project, &neighbour] {
             let first = bench.build(client, one, &[])?.said()?;
             ensure!(first.contains("transferring context: 5.2"), "{client:?}: {first}");

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use base::{Descriptor, Failure, gotext};
+use base::{Descriptor, Digest, Failure, gotext};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use session::client::{Attachables, OciStore};
@@ -109,7 +109,7 @@ fn local_import(attrs: &Attrs) -> Result<Option<(OciStore, String)>, Failure> {
             }
         }
     };
-    match digest.parse::<base::Digest>() {
+    match digest.parse::<Digest>() {
         Ok(parsed) if store.path(&parsed).exists() => Ok(Some((store, digest))),
         _ => skip(&format!("digest {digest} unavailable")),
     }

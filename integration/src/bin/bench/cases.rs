@@ -52,7 +52,7 @@ pub(crate) const CASES: &[Case] = &[
     },
     Case {
         name: "chain",
-        what: "30 RUN steps on top of each other, on the host's network, the daemon's own bridge, and one by Debian's plugins",
+        what: "30 RUN steps on top of each other, on each of three networks",
         once: false,
         run: chains,
     },
@@ -181,7 +181,7 @@ fn chains(lab: &Lab, candidate: &Candidate, report: &mut Report<'_>) -> Result<(
     const LENGTH: usize = 30;
     for (net, figure) in [
         (Net::Host, "RUN step, host network"),
-        (Net::Default, "RUN step, own bridge"),
+        (Net::Default, "RUN step, the daemon's own bridge"),
         (Net::Cni, "RUN step, CNI network"),
     ] {
         let daemon = lab.daemon(candidate, net)?;
