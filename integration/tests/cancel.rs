@@ -63,7 +63,8 @@ impl Busy {
         self.bench.daemon.quiet_within(PROMPT)?;
         let runs = self.bench.daemon.root();
         let mounts = leak::mounts(&runs, Some(self.bench.daemon.pid()));
-        let left: Vec<_> = mounts.iter().filter(|m| m.to_string_lossy().contains("/executor/")).collect();
+        // Not the file system in which bundles are.
+        let left: Vec<_> = mounts.iter().filter(|m| m.to_string_lossy().contains("/executor/run/")).collect();
         ensure!(left.is_empty(), "mounts of a step are left: {left:?}");
         self.bench.finish()
     }

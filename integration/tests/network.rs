@@ -200,6 +200,7 @@ fn killed_with_32_running() -> Result<()> {
     for build in &mut builds {
         _ = build.0.wait();
     }
+    bridged.bench.daemon.quiet_within(Duration::from_secs(5))?;
     bridged.bench.build(Buildctl, &Project::new("FROM busybox\nRUN ip addr show eth0\n")?, &[])?.ok()?;
     bridged.finish()
 }

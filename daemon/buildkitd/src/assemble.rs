@@ -150,6 +150,7 @@ async fn prepare(settings: &Settings) -> Result<exec::Prepared> {
         runtimes: settings.runtime.clone().into_iter().collect(),
         search_path: std::env::var("PATH").unwrap_or_default(),
         state: Places(&settings.root).executor(),
+        in_memory: settings.own_mounts && !settings.rootless,
         cgroup_parent: settings.cgroup_parent.clone(),
         apparmor_profile: settings.apparmor_profile.clone(),
         process_sandbox: settings.process_sandbox,

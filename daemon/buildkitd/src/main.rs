@@ -50,7 +50,7 @@ fn run() -> Result<()> {
     rustix::process::umask(rustix::fs::Mode::empty());
     let mut settings = Settings::new(flags.clone(), config).because(Status::Config)?;
     // What follows concerns the whole process, so it comes before its threads.
-    keep_mounts();
+    settings.own_mounts = keep_mounts();
     if let Some(group) = cgroup::settle()
         && settings.cgroup_parent.is_empty()
     {
@@ -70,13 +70,17 @@ fn run() -> Result<()> {
 }
 
 /// Mounts of builds are nobody else's business, and end with the daemon however it ends. This
-/// has to come before the first thread is started: threads take over what they see.
-fn keep_mounts() {
+/// has to come before the first thread is started: threads take over what they see. Says
+/// whether it is so.
+fn keep_mounts() -> bool {
     if let Err(error) = sys::mount::own_namespace() {
         tracing::info!(%error, "mounts are made in the namespace the daemon was started in");
-    } else if let Err(error) = exec::hide_hybrid_cgroup() {
+        return false;
+    }
+    if let Err(error) = exec::hide_hybrid_cgroup() {
         tracing::info!(%error, "hybrid cgroup hierarchy stays visible");
     }
+    true
 }
 
 /// Ends the process when stopping takes longer than `limit`: something hangs

@@ -18,6 +18,8 @@ use crate::tls::TlsFiles;
 /// Everything the program needs to know, once.
 pub(crate) struct Settings {
     pub(crate) root: PathBuf,
+    /// What is mounted is seen by nobody else, and ends with the daemon.
+    pub(crate) own_mounts: bool,
     pub(crate) addresses: Vec<String>,
     pub(crate) owner: Owner,
     pub(crate) tls: TlsFiles,
@@ -136,6 +138,7 @@ impl Settings {
         let cdi = !flags.cdi_disabled.or(config.cdi.disabled).unwrap_or(false);
         Ok(Self {
             root,
+            own_mounts: false,
             addresses: first(vec![flags.addr, config.grpc.address, vec![rootless::address()]]),
             owner: Owner {
                 uid: config.grpc.uid,

@@ -7,6 +7,7 @@ use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 use serde_json::Value;
@@ -15,8 +16,10 @@ use sys::path::Root;
 
 use crate::cgroup::Cgroup;
 use crate::filter::Filter;
+use crate::places::Places;
 use crate::process::{Process, Security, Source};
 use crate::rootfs::{Stub, Stubs, create_cwd};
+use crate::running::{Note, Running};
 use crate::spec::{OWN_MOUNTS, Surroundings, container};
 use crate::trust::Trust;
 use crate::user::lookup_in;
@@ -25,7 +28,9 @@ use crate::{Attachment, Error};
 /// What does not change from run to run.
 #[derive(Debug)]
 pub(crate) struct Machine {
-    pub state: PathBuf,
+    pub places: Places,
+    /// What a later daemon is told of.
+    pub running: Arc<Running>,
     pub cgroup_parent: String,
     /// The sandbox's system call filter, when it has been compiled.
     pub filter: Filter,
@@ -56,19 +61,30 @@ pub(crate) struct Bundle {
     stubs: Stubs,
     selected: Vec<Mounted>,
     trust: Option<Trust>,
+    /// Until all else is gone.
+    _note: Note,
 }
 
 impl Bundle {
     /// Writes the bundle of a run and makes its mount points.
     pub(crate) fn create(machine: &Machine, process: &Process, network: &Seen) -> Result<Self, Error> {
         let root = Root::open(&process.rootfs)?;
-        let dir = machine.state.join(&process.id);
-        DirBuilder::new().mode(0o711).create(&dir).map_err(Error::file("create", &dir))?;
+        let dir = machine.places.bundle(&process.id);
         let parent =
             if process.cgroup_parent.is_empty() { &machine.cgroup_parent } else { &process.cgroup_parent };
-        let cgroup = Cgroup::prepare(parent, &process.id, machine.unified_cgroup && !machine.rootless);
-        let mut bundle =
-            Self { dir, cgroup, root, stubs: Stubs::default(), selected: Vec::new(), trust: None };
+        let cgroup = Cgroup::at(parent, &process.id, machine.unified_cgroup && !machine.rootless);
+        let note = machine.running.note(&process.id, &cgroup.path)?;
+        DirBuilder::new().mode(0o711).create(&dir).map_err(Error::file("create", &dir))?;
+        let mut bundle = Self {
+            dir,
+            cgroup,
+            root,
+            stubs: Stubs::default(),
+            selected: Vec::new(),
+            trust: None,
+            _note: note,
+        };
+        bundle.cgroup.make();
         bundle.fill(machine, process, network)?;
         Ok(bundle)
     }

@@ -14,6 +14,9 @@ use crate::Error;
 
 const ROOT: &str = "/sys/fs/cgroup";
 
+/// The runtime's group, in that of a run.
+const INNER: &str = "run";
+
 /// The control group of one run.
 #[derive(Debug)]
 pub(crate) struct Cgroup {
@@ -70,7 +73,7 @@ fn members_of(root: &Path, line: &str) -> Option<PathBuf> {
 impl Cgroup {
     /// The place of a run below `parent`: a path, or a slice of systemd as
     /// `name.slice:prefix:`.
-    pub(crate) fn prepare(parent: &str, id: &str, unified: bool) -> Self {
+    pub(crate) fn at(parent: &str, id: &str, unified: bool) -> Self {
         if is_slice(parent) {
             return Self { path: format!("{parent}{id}"), outer: None };
         }
@@ -82,13 +85,20 @@ impl Cgroup {
             path = PathBuf::from("/buildkit");
         }
         path.push(id);
-        let inner = path.join("run").to_string_lossy().into_owned();
-        let plain = path.to_string_lossy().into_owned();
         let outer = Path::new(ROOT).join(path.strip_prefix("/").unwrap_or(&path));
-        if unified && std::fs::create_dir_all(&outer).is_ok() {
-            Self { path: inner, outer: Some(outer) }
-        } else {
-            Self { path: plain, outer: None }
+        match unified {
+            true => Self { path: path.join(INNER).to_string_lossy().into_owned(), outer: Some(outer) },
+            false => Self { path: path.to_string_lossy().into_owned(), outer: None },
+        }
+    }
+
+    /// Makes what is not the runtime's to make. Where that is refused, the runtime's stands alone.
+    pub(crate) fn make(&mut self) {
+        if let Some(outer) = &self.outer
+            && std::fs::create_dir_all(outer).is_err()
+        {
+            self.outer = None;
+            self.path = without_inner(&self.path).to_owned();
         }
     }
 
@@ -118,20 +128,36 @@ pub(crate) fn is_slice(parent: &str) -> bool {
     parent.contains(".slice") && parent.ends_with(':')
 }
 
+/// The group of a run, which may have been told to put its own inside.
+fn without_inner(path: &str) -> &str {
+    path.strip_suffix(INNER).and_then(|path| path.strip_suffix('/')).unwrap_or(path)
+}
+
+/// The group in which systemd puts what was asked of it as `name.slice:prefix:id`: a slice
+/// is inside the one its name begins with.
+fn scope(path: &str) -> Option<PathBuf> {
+    let (slice, unit) = path.split_once(':')?;
+    let (prefix, id) = unit.split_once(':')?;
+    let name = slice.strip_suffix(".slice")?;
+    let ends = name.match_indices('-').map(|(at, _)| at).chain([name.len()]);
+    let mut group: PathBuf = ends.filter_map(|end| Some(format!("{}.slice", name.get(..end)?))).collect();
+    group.push(if prefix.is_empty() { format!("{id}.scope") } else { format!("{prefix}-{id}.scope") });
+    Some(group)
+}
+
 /// Kills and removes the group a runtime was told to use, in every hierarchy:
 /// for containers of an earlier daemon.
 pub(crate) fn reap(path: &str) {
-    if path.is_empty() || path.contains("..") || is_slice(path.rsplit_once(':').map_or(path, |(p, _)| p)) {
+    if path.is_empty() || path.contains("..") {
         return;
     }
-    // The outer group of a run, where there is one.
-    let path = path.strip_suffix("/run").unwrap_or(path).trim_start_matches('/');
+    let path = scope(path).unwrap_or_else(|| without_inner(path).trim_start_matches('/').into());
     let mut roots = vec![PathBuf::from(ROOT)];
     if let Ok(entries) = std::fs::read_dir(ROOT) {
         roots.extend(entries.flatten().map(|e| e.path()).filter(|p| p.join("cgroup.procs").exists()));
     }
     for root in roots {
-        let group = root.join(path);
+        let group = root.join(&path);
         if group.join("cgroup.procs").exists() {
             if std::fs::write(group.join("cgroup.kill"), "1").is_err() {
                 kill_listed(&group);
@@ -206,7 +232,28 @@ mod tests {
             ("a/../b", "/a/b/buildkit/x"),
             ("system.slice:bk:", "system.slice:bk:x"),
         ] {
-            assert_eq!(Cgroup::prepare(parent, "x", false).path, expected, "{parent}");
+            assert_eq!(Cgroup::at(parent, "x", false).path, expected, "{parent}");
+        }
+    }
+
+    #[test]
+    fn a_run_has_a_group_around_the_runtimes() {
+        let group = Cgroup::at("/docker", "x", true);
+        assert_eq!(group.path, "/docker/buildkit/x/run");
+        assert_eq!(group.outer.as_deref(), Some(Path::new("/sys/fs/cgroup/docker/buildkit/x")));
+        assert_eq!(without_inner(&group.path), "/docker/buildkit/x");
+        assert_eq!(without_inner("/buildkit/rerun"), "/buildkit/rerun");
+    }
+
+    #[test]
+    fn slices_of_systemd_are_inside_each_other() {
+        for (path, expected) in [
+            ("system.slice:bk:x", Some("system.slice/bk-x.scope")),
+            ("a-b-c.slice::x", Some("a.slice/a-b.slice/a-b-c.slice/x.scope")),
+            ("/buildkit/x", None),
+            ("/a:b:c", None),
+        ] {
+            assert_eq!(scope(path).as_deref(), expected.map(Path::new), "{path}");
         }
     }
 

@@ -16,12 +16,15 @@ use tokio_util::sync::CancellationToken;
 use crate::bundle::{self, Bundle, Machine, Seen};
 use crate::filter::Filter;
 use crate::network::NoNetwork;
+use crate::places::Places;
+use crate::process::is_id;
 use crate::proxied::Proxied;
 use crate::run::{Ended, Run};
+use crate::running::{Left, Running};
 use crate::runtime::{Runtime, complaint, exit_code};
 use crate::{
     Error, Exit, HostNetwork, Io, Namespace, Network, NetworkMode, Process, Reason, Security, cgroup,
-    lookup_user, tried,
+    lookup_user,
 };
 
 /// How often is looked whether a container has started, for whoever waits for it.
@@ -34,8 +37,12 @@ pub struct Config {
     pub runtimes: Vec<PathBuf>,
     /// Directories in which programs are looked for, as in `PATH`.
     pub search_path: String,
-    /// Directory for bundles; created when missing.
+    /// Directory for what is known of containers; created when missing.
     pub state: PathBuf,
+    /// Keeps in memory what ends with the containers. The mounts this process makes have to be
+    /// its own, and containers need cgroups: by those, the next daemon finds what one that was
+    /// killed has left.
+    pub in_memory: bool,
     /// Parent of the containers' cgroups; empty = `/`.
     pub cgroup_parent: String,
     /// AppArmor profile of sandboxed processes.
@@ -73,12 +80,12 @@ pub struct Executor(Arc<Inner>);
 struct Inner {
     host: Prepared,
     network: Arc<dyn Network>,
-    running: Mutex<HashMap<String, Running>>,
+    running: Mutex<HashMap<String, Started>>,
 }
 
 /// A container that has been started.
 #[derive(Clone)]
-struct Running {
+struct Started {
     dir: PathBuf,
     rootfs: PathBuf,
     /// Variables by which its processes find the network.
@@ -150,7 +157,7 @@ where
 }
 
 fn check(process: &mut Process) -> Result<(), Error> {
-    if process.id.is_empty() || !process.id.bytes().all(|b| b.is_ascii_alphanumeric()) {
+    if !is_id(&process.id) {
         return Err(Error::Id(process.id.clone()));
     }
     if process.args.is_empty() {
@@ -195,13 +202,17 @@ impl Prepared {
                 "AppArmor is not supported on this host, but the profile '{profile}' was specified"
             )));
         }
-        let runtime = Runtime::find(&config, &state)?;
-        reap(&runtime, &state);
+        let (running, left) = Running::open(&state)?;
+        let places = Places::open(&state, config.in_memory)?;
+        let runtime = Runtime::find(&config, &state, places.notes())?;
+        reap(&runtime, &places, &left);
+        running.forget()?;
         let capabilities = caps::read(None, caps::CapSet::Effective).unwrap_or_default();
         let mut capabilities: Vec<String> = capabilities.iter().map(ToString::to_string).collect();
         capabilities.sort_unstable();
         let machine = Machine {
-            state,
+            places,
+            running: Arc::new(running),
             cgroup_parent: config.cgroup_parent,
             unified_cgroup: cgroup::is_unified(),
             process_sandbox: config.process_sandbox,
@@ -261,7 +272,7 @@ impl Inner {
         let (inner, described) = (self.clone(), process.clone());
         let bundle = blocking(move || Ok(Bundle::create(&inner.host.machine, &described, &seen)?));
         let mut bundle = bundle.await?;
-        let running = Running {
+        let running = Started {
             dir: bundle.dir.clone(),
             rootfs: process.rootfs.clone(),
             env: network.env(),
@@ -393,21 +404,15 @@ fn describe_exec(dir: &Path, rootfs: &Path, process: &Process, file: &Path) -> R
 
 /// Removes the containers, bundles and cgroups of an earlier daemon. What cannot be
 /// removed stays and is logged; it is in nobody's way.
-fn reap(runtime: &Runtime, state: &Path) {
-    for id in runtime.known() {
-        tracing::info!(id, "remove container of an earlier daemon");
-        runtime.delete(&id);
+fn reap(runtime: &Runtime, places: &Places, left: &[Left]) {
+    if !left.is_empty() {
+        Runtime::stop(&left.iter().map(|left| places.bundle(&left.id)).collect::<Vec<_>>());
     }
-    let Ok(entries) = std::fs::read_dir(state) else { return };
-    for entry in entries.flatten().filter(|e| e.file_name() != "runtime" && e.file_name() != tried::FILE) {
-        let dir = entry.path();
-        let cgroup = std::fs::read(dir.join("config.json"))
-            .ok()
-            .and_then(|text| serde_json::from_slice::<Value>(&text).ok())
-            .and_then(|spec| Some(spec.pointer("/linux/cgroupsPath")?.as_str()?.to_owned()));
-        if let Some(path) = cgroup {
-            cgroup::reap(&path);
-        }
+    for Left { id, cgroup } in left {
+        tracing::info!(id, "remove container of an earlier daemon");
+        runtime.delete(id);
+        cgroup::reap(cgroup);
+        let dir = places.bundle(id);
         if let Err(e) = sys::mount::detach_below(&dir) {
             tracing::warn!(path = %dir.display(), error = %e, "unmount what an earlier daemon left");
             continue;

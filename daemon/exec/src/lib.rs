@@ -7,10 +7,10 @@
 //! however the run ends. What to run, where its mounts come from and what
 //! becomes of the result is not known here.
 //!
-//! Files of its own, below the state directory: `<id>/` a bundle while its
-//! container runs, `runtime/` what the OCI runtime remembers. Both are the
-//! ledger from which [`prepare`] removes what an earlier daemon left. `tried` says which
-//! runtime was found to work.
+//! Files of its own, below the state directory: `run/bundles/<id>/` a bundle while its
+//! container runs and `run/runtime/` what the OCI runtime remembers, both in memory where that
+//! can be; `running` the ledger of containers from which [`prepare`] removes what an earlier
+//! daemon left. `tried` says which runtime was found to work.
 
 mod bundle;
 mod cdi;
@@ -20,10 +20,12 @@ mod executor;
 mod filter;
 mod io;
 mod network;
+mod places;
 mod process;
 mod proxied;
 mod rootfs;
 mod run;
+mod running;
 mod runtime;
 mod seccomp;
 mod spec;

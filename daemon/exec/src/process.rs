@@ -6,6 +6,11 @@ use std::path::PathBuf;
 
 use base::{Detail, Failure, Kind, gotext};
 
+/// Whether a container may be called so.
+pub(crate) fn is_id(id: &str) -> bool {
+    !id.is_empty() && id.bytes().all(|b| b.is_ascii_alphanumeric())
+}
+
 /// A process and the sandbox around it.
 #[derive(Debug, Clone, Default)]
 pub struct Process {

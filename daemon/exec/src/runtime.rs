@@ -1,5 +1,7 @@
 //! The OCI runtime: a program that starts and removes containers.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
@@ -35,10 +37,8 @@ struct LogLine {
 
 impl Runtime {
     /// The configured runtime, taken as it is; else the first of the usual ones that
-    /// can start a container here.
-    pub(crate) fn find(config: &Config, state: &Path) -> Result<Self, Error> {
-        let root = state.join("runtime");
-        std::fs::create_dir_all(&root).map_err(Error::file("create", &root))?;
+    /// can start a container here. Its notes are in the directory `root`.
+    pub(crate) fn find(config: &Config, state: &Path, root: PathBuf) -> Result<Self, Error> {
         let usual = CANDIDATES.map(PathBuf::from);
         let names = if config.runtimes.is_empty() { usual.as_slice() } else { &config.runtimes };
         let none =
@@ -169,10 +169,19 @@ impl Runtime {
         self.notes(id).exists()
     }
 
-    /// Containers it remembers.
-    pub(crate) fn known(&self) -> Vec<String> {
-        let Ok(entries) = std::fs::read_dir(&self.root) else { return Vec::new() };
-        entries.flatten().filter_map(|e| e.file_name().into_string().ok()).collect()
+    /// Kills runtimes that an earlier daemon had started with one of `bundles`: one that is
+    /// about to make its container would make it after everything was looked for.
+    pub(crate) fn stop(bundles: &[PathBuf]) {
+        let Ok(entries) = std::fs::read_dir("/proc") else { return };
+        for entry in entries.flatten() {
+            let pid = entry.file_name().to_str().and_then(|name| name.parse().ok());
+            let Some(pid) = pid.and_then(rustix::process::Pid::from_raw) else { continue };
+            let words = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            let mut words = words.split(|byte| *byte == 0).map(|word| Path::new(OsStr::from_bytes(word)));
+            if words.any(|word| bundles.iter().any(|bundle| bundle == word)) {
+                _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            }
+        }
     }
 
     /// Kills and removes a container, if there is such a one.

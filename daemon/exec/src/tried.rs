@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use base::digest::Hasher;
 
 /// Its place in the state directory.
-pub(crate) const FILE: &str = "tried";
+const FILE: &str = "tried";
 
 /// What the outcome of a trial depends on.
 pub(crate) struct Circumstances(String);

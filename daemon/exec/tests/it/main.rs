@@ -266,7 +266,6 @@ async fn a_new_daemon_reaps_the_old_ones_containers() {
     let mut orphan = bench.orphan();
     let executor = executor(bench.config()).await;
     assert!(!orphan.wait().unwrap().success());
-    assert_eq!(std::fs::read_dir(bench.state()).unwrap().count(), 2);
     drop(executor);
     bench.assert_clean();
 }

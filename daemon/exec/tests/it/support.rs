@@ -94,8 +94,9 @@ impl Bench {
 
     /// A container that runs on its own, as after a daemon that was killed.
     pub(crate) fn orphan(&self) -> Child {
-        let dir = self.state().join("orphan");
+        let dir = self.state().join("run/bundles/orphan");
         std::fs::create_dir(&dir).unwrap();
+        std::fs::write(self.state().join("running"), "orphan\n/buildkit/orphan\0").unwrap();
         let spec = serde_json::json!({
             "ociVersion": "1.0.2",
             "process": {"user": {"uid": 0, "gid": 0}, "args": ["/bin/sleep", "1000"], "cwd": "/"},
@@ -107,7 +108,7 @@ impl Bench {
         let pid = dir.join("pid");
         let child = Command::new(self.executor.runtime())
             .arg("--root")
-            .arg(self.state().join("runtime"))
+            .arg(self.state().join("run/runtime"))
             .arg("run")
             .arg("--bundle")
             .arg(&dir)
@@ -128,8 +129,14 @@ impl Bench {
             let entries = std::fs::read_dir(dir).unwrap();
             entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect()
         };
-        assert_eq!(names(&self.state()), ["runtime", "tried"]);
-        assert!(names(&self.state().join("runtime")).is_empty());
+        let mut state = names(&self.state());
+        state.sort_unstable();
+        assert_eq!(state, ["run", "running", "tried"]);
+        for dir in ["run/bundles", "run/runtime"] {
+            assert!(names(&self.state().join(dir)).is_empty(), "{dir}");
+        }
+        let running = std::fs::read(self.state().join("running")).unwrap();
+        assert!(running.chunks(4096).all(|slot| slot.first() == Some(&0)));
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
         assert!(!mounts.contains(self.dir.path().to_str().unwrap()), "{mounts}");
         let rootfs = self.rootfs();
@@ -152,6 +159,7 @@ fn config(state: &Path) -> Config {
         runtimes: vec![],
         search_path: "/usr/sbin:/usr/bin:/sbin:/bin".into(),
         state: state.into(),
+        in_memory: false,
         cgroup_parent: String::new(),
         apparmor_profile: None,
         process_sandbox: true,
