@@ -23,8 +23,9 @@ const PROXY: &str = "--proxy-network";
 const TRUST: &str = "/etc/ssl/certs/ca-certificates.crt";
 
 fn main() -> ExitCode {
-    let cases: [suite::Case<Env>; 8] = [
+    let cases: [suite::Case<Env>; 9] = [
         ("requests_are_seen_and_told", requests_are_seen_and_told),
+        ("layers_are_told", layers_are_told),
         ("policies_decide", policies_decide),
         ("tls_is_looked_into", tls_is_looked_into),
         ("modes_decide_what_is_reached", modes_decide_what_is_reached),
@@ -127,6 +128,25 @@ fn requests_are_seen_and_told(env: &Env) -> Result<()> {
     // Without it nothing of that is there.
     let out = env.bench.export(Buildctl, &Project::new("FROM busybox AS b\nRUN ! env | grep -i '^http.*proxy=' && touch /x\nFROM scratch\nCOPY --from=b /x /\n")?, &["--opt=attest:provenance=mode=max"])?;
     ensure!(statement(&out)?["runDetails"]["metadata"]["buildkit_metadata"]["network"].is_null());
+    Ok(())
+}
+
+/// The step has another digest than in the definition, and is found for all that.
+fn layers_are_told(env: &Env) -> Result<()> {
+    let (registry, name) = (&env.bench.registry, "out/proxied");
+    let project = Project::new("FROM busybox\nRUN echo made >/made\n")?;
+    let output = format!("output=type=image,name={}/{name},push=true", registry.host());
+    let told = "--opt=attest:provenance=mode=max";
+    env.bench.build(Buildctl, &project, &[PROXY, told, &output])?.ok()?;
+    let said = registry.statement(name, "latest", "https://slsa.dev/provenance/v1")?;
+    let layers = &said["runDetails"]["metadata"]["buildkit_metadata"]["layers"];
+    let (manifest, _) = registry.image(name, "latest")?;
+    let made = &manifest["layers"][1]["digest"];
+    let ends_with_it = |chain: &Value| {
+        chain.as_array().and_then(|chain| chain.last()).is_some_and(|layer| layer["digest"] == *made)
+    };
+    let told = layers.as_object().is_some_and(|steps| steps.values().any(|chains| ends_with_it(&chains[0])));
+    ensure!(made.is_string() && told, "{layers} does not have {made}");
     Ok(())
 }
 

@@ -130,10 +130,8 @@ impl Work<'_> {
     }
 
     fn document(&self, terms: Terms, subject: &Subject) -> Result<Document, Failure> {
-        let solved = subject.plan.solved().cloned().ok_or_else(|| Failure::internal("nothing was built"))?;
         let refs = &self.builder.worker().refs;
-        let definition = &subject.plan.definition;
-        Document::new(terms, &subject.capture, definition, solved, refs, self.run.clone())
+        Document::new(terms, &subject.capture, &subject.plan, refs, self.run.clone())
     }
 
     fn attestation(&self, terms: &Terms, subject: &Subject) -> Result<export::Attestation, Failure> {

@@ -72,6 +72,12 @@ impl Plan {
         self.solved.get()?.as_ref().ok()
     }
 
+    /// The digests of the vertices as they are built, each with the one it has in the
+    /// definition. Policies, and a network that only leads to a proxy, change them.
+    pub(crate) fn vertices(&self) -> impl Iterator<Item = (&Digest, &Digest)> {
+        self.llb.vertices().iter().map(|vertex| (&vertex.digest, &vertex.received))
+    }
+
     fn describe(&self, failure: Failure) -> Failure {
         let failure = locate(&self.llb, failure);
         let vertices = self.llb.vertices();

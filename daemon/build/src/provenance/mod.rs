@@ -23,6 +23,8 @@ use ops::Output;
 use refs::Refs;
 use solver::{KeyResult, Solved};
 
+use crate::plan::Plan;
+
 pub(crate) use capture::Capture;
 pub(crate) use predicate::{Details, Predicate};
 pub(crate) use terms::{Mode, Terms};
@@ -67,21 +69,20 @@ pub(crate) struct Document {
 struct Layers {
     refs: Refs,
     solved: Arc<Solved<Output>>,
+    /// The place in the document of each vertex that was built.
     steps: Arc<BTreeMap<Digest, usize>>,
 }
 
 impl Document {
-    /// About `solved`, of which `capture` tells what it was made from and
-    /// `definition` how.
+    /// About what `plan` was built to; `capture` tells what it was made from.
     ///
     /// # Errors
-    /// When the materials have to be complete and are not, or the definition
-    /// cannot be written down.
+    /// When it was not built, when the materials have to be complete and are not, or the
+    /// definition cannot be written down.
     pub(crate) fn new(
         terms: Terms,
         capture: &Capture,
-        definition: &proto::pb::Definition,
-        solved: Arc<Solved<Output>>,
+        plan: &Plan,
         refs: &Refs,
         run: Arc<Run>,
     ) -> Result<Self, Failure> {
@@ -93,8 +94,11 @@ impl Document {
         match terms.mode {
             Mode::Min => predicate.scrub(),
             Mode::Max => {
-                let steps = predicate.add_definition(definition)?;
-                layers = Some(Layers { refs: refs.clone(), solved, steps: Arc::new(steps) });
+                let solved = plan.solved().ok_or_else(|| Failure::internal("nothing was built"))?.clone();
+                let places = predicate.add_definition(&plan.definition)?;
+                let built = |(digest, received): (&Digest, _)| Some((digest.clone(), *places.get(received)?));
+                let steps = Arc::new(plan.vertices().filter_map(built).collect());
+                layers = Some(Layers { refs: refs.clone(), solved, steps });
             }
         }
         Ok(Self { terms, predicate, run, layers })
