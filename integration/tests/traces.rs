@@ -1,16 +1,25 @@
 //! What a collector of OpenTelemetry is told of builds.
 
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use integration::bench::Client::{Buildctl, Buildx};
+use integration::certificates::{Authority, VALID};
 use integration::mock::{Mock, Reply};
 use integration::process::wait_for;
 use integration::registry::free_port;
 use integration::{Bench, Options, Project, suite};
 use proto::opentelemetry::proto::collector::trace::v1 as otlp;
+use rustls::RootCertStore;
+use rustls::server::WebPkiClientVerifier;
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Runtime;
+use tokio_rustls::TlsAcceptor;
 use tonic::{Request, Response, Status};
 
 /// Deliveries, each with what it said of who sends it.
@@ -22,6 +31,7 @@ fn main() -> ExitCode {
         &[
             ("by_grpc", by_grpc),
             ("by_http", by_http),
+            ("encrypted", encrypted),
             ("a_collector_that_is_gone", a_collector_that_is_gone),
             ("collectors_that_make_no_sense", collectors_that_make_no_sense),
         ],
@@ -72,12 +82,80 @@ impl otlp::trace_service_server::TraceService for Collector {
     }
 }
 
-fn by_grpc((): &()) -> Result<()> {
-    let told = Told::default();
-    let address = format!("127.0.0.1:{}", free_port()?);
-    let runtime = tokio::runtime::Runtime::new()?;
+/// Starts a collector, and tells where.
+fn collector(runtime: &Runtime, told: &Told) -> Result<SocketAddr> {
+    let address = SocketAddr::from(([127, 0, 0, 1], free_port()?));
     let service = otlp::trace_service_server::TraceServiceServer::new(Collector(told.clone()));
-    runtime.spawn(tonic::transport::Server::builder().add_service(service).serve(address.parse()?));
+    runtime.spawn(tonic::transport::Server::builder().add_service(service).serve(address));
+    Ok(address)
+}
+
+/// Puts TLS in front of it, for those who have a certificate of `authority`.
+fn guarded(runtime: &Runtime, authority: &Authority, to: SocketAddr) -> Result<SocketAddr> {
+    let pair = authority.sign("collector", "DNS:localhost", VALID)?;
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(authority.cert())?)?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let clients = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone()).build()?;
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_client_cert_verifier(clients)
+        .with_single_cert(
+            vec![CertificateDer::from_pem_file(&pair.cert)?],
+            PrivateKeyDer::from_pem_file(&pair.key)?,
+        )?;
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0"))?;
+    let address = listener.local_addr()?;
+    runtime.spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let acceptor = acceptor.clone();
+            tokio::spawn(async move {
+                let mut client = acceptor.accept(stream).await?;
+                let mut server = TcpStream::connect(to).await?;
+                tokio::io::copy_bidirectional(&mut client, &mut server).await
+            });
+        }
+    });
+    Ok(address)
+}
+
+fn encrypted((): &()) -> Result<()> {
+    let (told, runtime, authority) = (Told::default(), Runtime::new()?, Authority::new()?);
+    let mine = authority.sign("daemon", "DNS:daemon", VALID)?;
+    let address = guarded(&runtime, &authority, collector(&runtime, &told)?)?;
+    let (ca, cert, key) = (authority.cert(), mine.cert, mine.key);
+    let [ca, cert, key] = [ca, cert, key].map(|path| path.display().to_string());
+    let shown =
+        [("OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE", cert.as_str()), ("OTEL_EXPORTER_OTLP_CLIENT_KEY", &key)];
+    let port = address.port();
+    for endpoint in [format!("https://localhost:{port}"), format!("localhost:{port}")] {
+        let common = [
+            ("OTEL_TRACES_EXPORTER", "otlp"),
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint),
+            ("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Basic%20of%20mine"),
+            ("OTEL_EXPORTER_OTLP_CERTIFICATE", &ca),
+        ];
+        told.lock().map_err(|_| anyhow!("poisoned"))?.clear();
+        build(traced(&[&common[..], &shown].concat())?, &told)?;
+    }
+    // Who does not show who they are, or does not know the collector, tells nothing.
+    for env in [&[("OTEL_EXPORTER_OTLP_CERTIFICATE", ca.as_str())][..], &shown] {
+        let endpoint = [("OTEL_EXPORTER_OTLP_ENDPOINT", &*format!("https://localhost:{port}"))];
+        told.lock().map_err(|_| anyhow!("poisoned"))?.clear();
+        let bench = traced(&[&endpoint[..], env].concat())?;
+        bench.build(Buildctl, &Project::new("FROM busybox\nRUN true\n")?, &[])?.ok()?;
+        let complains = || bench.daemon.log().contains("do not reach the collector").then_some(());
+        wait_for("a complaint", Duration::from_secs(20), complains)?;
+        bench.finish()?;
+        ensure!(told.lock().map_err(|_| anyhow!("poisoned"))?.is_empty(), "a stranger was heard");
+    }
+    Ok(())
+}
+
+fn by_grpc((): &()) -> Result<()> {
+    let (told, runtime) = (Told::default(), Runtime::new()?);
+    let address = collector(&runtime, &told)?;
     let bench = traced(&[
         ("OTEL_EXPORTER_OTLP_ENDPOINT", &format!("http://{address}")),
         ("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Basic%20of%20mine"),
@@ -122,7 +200,8 @@ fn a_collector_that_is_gone((): &()) -> Result<()> {
 fn collectors_that_make_no_sense((): &()) -> Result<()> {
     for (name, value, why) in [
         ("OTEL_TRACES_EXPORTER", "pigeon", "unsupported opentelemetry exporter pigeon"),
-        ("OTEL_EXPORTER_OTLP_ENDPOINT", "https://localhost", "OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "ftp://localhost", "neither http nor https"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "https://", "empty host"),
     ] {
         let error = traced(&[(name, value)]).err().with_context(|| format!("started with {name}={value}"))?;
         let error = format!("{error:#}");

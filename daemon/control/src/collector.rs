@@ -3,20 +3,31 @@
 //! before those for everything. Without `OTEL_EXPORTER_OTLP_PROTOCOL` it is `grpc`, as for the
 //! reference (`util/tracing/detect/otlp.go`).
 //!
+//! With `https` it shows a certificate that the system's authorities have signed, or one in
+//! `OTEL_EXPORTER_OTLP_CERTIFICATE`.
+//!
 //! Builds do not wait for it. What cannot be delivered is logged and lost.
 
+use std::fmt::Display;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use base::task::Scope;
 use base::{Failure, Kind, gourl};
 use build::Traces;
 use build::traces::Span;
+use hyper_util::rt::TokioIo;
 use prost::Message as _;
 use proto::opentelemetry::proto::collector::trace::v1::ExportTraceServiceRequest;
 use proto::opentelemetry::proto::collector::trace::v1::trace_service_client::TraceServiceClient;
-use registry::Registries;
+use registry::{HostConfig, KeyPair, Registries};
 use reqwest::Url;
+use rustls_pki_types::ServerName;
+use tokio::net::TcpStream;
 use tokio::sync::mpsc;
+use tokio_rustls::TlsConnector;
 use tonic::metadata::{AsciiMetadataKey, AsciiMetadataValue, MetadataMap};
 use tonic::transport::{Channel, Endpoint};
 
@@ -94,25 +105,32 @@ impl Collector {
             let port = if http { 4318 } else { 4317 };
             ("OTEL_EXPORTER_OTLP_ENDPOINT".into(), format!("http://localhost:{port}"))
         });
+        let insecure = option("INSECURE").is_some_and(|(_, value)| value.eq_ignore_ascii_case("true"));
+        let address = match address.contains("://") {
+            true => address,
+            false if http || insecure => format!("http://{address}"),
+            false => format!("https://{address}"),
+        };
+        let mut url = Url::parse(&address).map_err(|e| bad(&name, &e.to_string()))?;
+        if !matches!(url.scheme(), "http" | "https") {
+            return Err(bad(&name, "neither http nor https"));
+        }
+        let file = |name: &str| option(name).map(|(_, path)| PathBuf::from(path));
+        let key_pairs = match (file("CLIENT_CERTIFICATE"), file("CLIENT_KEY")) {
+            (Some(certificate), Some(key)) => vec![KeyPair { certificate, key }],
+            (None, None) => Vec::new(),
+            _ => return Err(bad("OTEL_EXPORTER_OTLP_CLIENT_KEY", "goes with a CLIENT_CERTIFICATE")),
+        };
+        let trust =
+            HostConfig { ca: file("CERTIFICATE").into_iter().collect(), key_pairs, ..HostConfig::default() };
         let way = if http {
-            let mut url = Url::parse(&address).map_err(|e| bad(&name, &e.to_string()))?;
             if !name.contains("TRACES") {
                 let path = format!("{}/v1/traces", url.path().trim_end_matches('/'));
                 url.set_path(&path);
             }
-            if !matches!(url.scheme(), "http" | "https") {
-                return Err(bad(&name, "neither http nor https"));
-            }
-            Way::Http(registries.downloads().await?.client(&url).clone(), url)
+            Way::Http(registries.downloads_with(trust).await?.client(&url).clone(), url)
         } else {
-            let address = if address.contains("://") { address } else { format!("http://{address}") };
-            if address.starts_with("https:") {
-                let why = "spans go to a collector by gRPC in the clear only; \
-                           OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf can be encrypted";
-                return Err(bad(&name, why));
-            }
-            let endpoint = Endpoint::from_shared(address).map_err(|e| bad(&name, &e.to_string()))?;
-            Way::Grpc(endpoint.connect_timeout(timeout).connect_lazy())
+            Way::Grpc(grpc(&url, timeout, trust).await.map_err(|e| e.context(name))?)
         };
         Ok(Some(Self { way, headers, timeout }))
     }
@@ -181,6 +199,29 @@ impl Collector {
             Err(_) => Err(Failure::new(Kind::DeadlineExceeded, format!("no answer in {:?}", self.timeout))),
         }
     }
+}
+
+/// A connection to the server of `url`, made when something is to be sent.
+async fn grpc(url: &Url, timeout: Duration, trust: HostConfig) -> Result<Channel, Failure> {
+    let bad = |why: &dyn Display| Failure::invalid(format!("{url}: {why}"));
+    let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']).to_owned();
+    let port = url.port_or_known_default().unwrap_or_default();
+    let origin: http::Uri = url.as_str().parse().map_err(|e: http::uri::InvalidUri| bad(&e))?;
+    let endpoint = Endpoint::from(origin).connect_timeout(timeout);
+    if url.scheme() == "http" {
+        return Ok(endpoint.connect_lazy());
+    }
+    let name = ServerName::try_from(host.clone()).map_err(|e| bad(&e))?;
+    let tls = base::task::blocking(move || registry::tls(&trust, "h2")).await?;
+    let tls = TlsConnector::from(Arc::new(tls));
+    let connector = tower::service_fn(move |_: http::Uri| {
+        let (tls, name, host) = (tls.clone(), name.clone(), host.clone());
+        async move {
+            let stream = TcpStream::connect((host, port)).await?;
+            Ok::<_, io::Error>(TokioIo::new(tls.connect(name, stream).await?))
+        }
+    });
+    Ok(endpoint.connect_with_connector_lazy(connector))
 }
 
 /// `key=value,…`, percent-encoded. None when it is not that.

@@ -33,12 +33,19 @@ impl Registries {
     /// # Errors
     /// When the certificates cannot be made use of.
     pub async fn downloads(&self) -> Result<Downloads, Failure> {
+        self.downloads_with(HostConfig::default()).await
+    }
+
+    /// Such with the certificates of `host`, too.
+    ///
+    /// # Errors
+    /// When the certificates cannot be made use of.
+    pub async fn downloads_with(&self, host: HostConfig) -> Result<Downloads, Failure> {
         let user_agent = self.0.config.user_agent.clone();
         base::task::blocking(move || {
             let failed =
                 |e: &(dyn std::error::Error + 'static)| Failure::other(e).context("client for downloads");
-            let tls = tls::client_config(&tls::system_roots(), &HostConfig::default())
-                .map_err(|problem| failed(&problem))?;
+            let tls = tls::client_config(&tls::system_roots(), &host).map_err(|problem| failed(&problem))?;
             let builder = || {
                 Client::builder()
                     .tls_backend_preconfigured(tls.clone())

@@ -8,6 +8,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use base::Failure;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{ResolvesClientCert, WebPkiServerVerifier, verify_server_name};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
@@ -67,6 +68,17 @@ pub(crate) fn client_config(
         .with_custom_certificate_verifier(verifier)
         .with_client_cert_resolver(Arc::new(Keys(keys)));
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(config)
+}
+
+/// The TLS settings for a server that is no registry and speaks `protocol`, by its name in ALPN,
+/// with the certificates of `host` beside the system's. Reads them; blocks.
+///
+/// # Errors
+/// When the certificates cannot be made use of.
+pub fn tls(host: &HostConfig, protocol: &str) -> Result<ClientConfig, Failure> {
+    let mut config = client_config(&system_roots(), host).map_err(|problem| Failure::other(&problem))?;
+    config.alpn_protocols = vec![protocol.into()];
     Ok(config)
 }
 
