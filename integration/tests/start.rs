@@ -1,6 +1,8 @@
 //! Starts that cannot work: one line that says why and what to do, and a status
 //! by which a service manager can tell whether to try again.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
@@ -20,6 +22,7 @@ fn main() -> ExitCode {
             ("a_socket_that_is_taken", socket),
             ("a_port_that_is_taken", port),
             ("a_root_that_is_taken", root),
+            ("a_root_open_to_all", open_root),
             ("a_runtime_that_is_missing", runtime),
             ("a_disk_without_overlays", overlay),
             ("too_few_privileges", privileges),
@@ -105,6 +108,20 @@ fn port(_: &Bench) -> Result<()> {
 fn root(daemon: &Bench) -> Result<()> {
     let start = Start { root: Some(daemon.root()), ..Start::new()? };
     start.fails("exec", &[], 75, &["another instance running?", "--root"])
+}
+
+/// Files in it have the permissions that builds ask for, so nobody else may get there.
+fn open_root(_: &Bench) -> Result<()> {
+    let mut daemon = Daemon::start(Options { net: Net::Host, ..Options::default() })?;
+    let mode = |daemon: &Daemon| -> Result<String> {
+        let mode = std::fs::metadata(daemon.root())?.permissions().mode();
+        Ok(format!("{:o}", mode & 0o7777))
+    };
+    ensure!(mode(&daemon)? == "700", "{}", mode(&daemon)?);
+    std::fs::set_permissions(daemon.root(), Permissions::from_mode(0o777))?;
+    daemon.restart()?;
+    ensure!(mode(&daemon)? == "700", "{}", mode(&daemon)?);
+    daemon.stop()
 }
 
 fn runtime(_: &Bench) -> Result<()> {

@@ -202,8 +202,12 @@ fn collectors_that_make_no_sense((): &()) -> Result<()> {
         ("OTEL_TRACES_EXPORTER", "pigeon", "unsupported opentelemetry exporter pigeon"),
         ("OTEL_EXPORTER_OTLP_ENDPOINT", "ftp://localhost", "neither http nor https"),
         ("OTEL_EXPORTER_OTLP_ENDPOINT", "https://", "empty host"),
+        ("OTEL_EXPORTER_OTLP_CERTIFICATE", "/nowhere/ca.pem", "/nowhere/ca.pem"),
+        ("OTEL_EXPORTER_OTLP_CLIENT_KEY", "/nowhere/key.pem", "go together"),
     ] {
-        let error = traced(&[(name, value)]).err().with_context(|| format!("started with {name}={value}"))?;
+        let error = traced(&[("OTEL_TRACES_EXPORTER", "otlp"), (name, value)])
+            .err()
+            .with_context(|| format!("started with {name}={value}"))?;
         let error = format!("{error:#}");
         ensure!(error.contains(name) && error.contains(why), "{error}");
     }

@@ -163,7 +163,7 @@ async fn prepare(settings: &Settings) -> Result<exec::Prepared> {
 
 /// Makes the root directory and makes sure that this is the only daemon in it.
 fn take_root(root: &Path) -> Result<File> {
-    fs::create_dir_all(root).with_context(|| format!("create root {}", root.display()))?;
+    store::make_private(root).context("make the root directory")?;
     let path = Places(root).lock();
     let lock = File::options()
         .create(true)

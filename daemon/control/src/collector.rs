@@ -8,7 +8,6 @@
 //!
 //! Builds do not wait for it. What cannot be delivered is logged and lost.
 
-use std::fmt::Display;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -28,6 +27,7 @@ use rustls_pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::ClientConfig;
 use tonic::metadata::{AsciiMetadataKey, AsciiMetadataValue, MetadataMap};
 use tonic::transport::{Channel, Endpoint};
 
@@ -106,31 +106,37 @@ impl Collector {
             ("OTEL_EXPORTER_OTLP_ENDPOINT".into(), format!("http://localhost:{port}"))
         });
         let insecure = option("INSECURE").is_some_and(|(_, value)| value.eq_ignore_ascii_case("true"));
-        let address = match address.contains("://") {
+        let address = match address.contains("://") || http {
             true => address,
-            false if http || insecure => format!("http://{address}"),
+            false if insecure => format!("http://{address}"),
             false => format!("https://{address}"),
         };
         let mut url = Url::parse(&address).map_err(|e| bad(&name, &e.to_string()))?;
         if !matches!(url.scheme(), "http" | "https") {
             return Err(bad(&name, "neither http nor https"));
         }
-        let file = |name: &str| option(name).map(|(_, path)| PathBuf::from(path));
-        let key_pairs = match (file("CLIENT_CERTIFICATE"), file("CLIENT_KEY")) {
+        let given = ["CERTIFICATE", "CLIENT_CERTIFICATE", "CLIENT_KEY"].map(option);
+        let named: Vec<&str> = given.iter().flatten().map(|(name, _)| name.as_str()).collect();
+        let named = named.join(", ");
+        let wrong = |failure: Failure| if named.is_empty() { failure } else { failure.context(&named) };
+        let [ca, certificate, key] =
+            given.each_ref().map(|given| given.as_ref().map(|(_, path)| PathBuf::from(path)));
+        let key_pairs = match (certificate, key) {
             (Some(certificate), Some(key)) => vec![KeyPair { certificate, key }],
             (None, None) => Vec::new(),
-            _ => return Err(bad("OTEL_EXPORTER_OTLP_CLIENT_KEY", "goes with a CLIENT_CERTIFICATE")),
+            _ => return Err(bad(&named, "a client's certificate and its key go together")),
         };
-        let trust =
-            HostConfig { ca: file("CERTIFICATE").into_iter().collect(), key_pairs, ..HostConfig::default() };
+        let trust = HostConfig { ca: ca.into_iter().collect(), key_pairs, ..HostConfig::default() };
         let way = if http {
             if !name.contains("TRACES") {
                 let path = format!("{}/v1/traces", url.path().trim_end_matches('/'));
                 url.set_path(&path);
             }
-            Way::Http(registries.downloads_with(trust).await?.client(&url).clone(), url)
+            Way::Http(registries.downloads_with(trust).await.map_err(wrong)?.client(&url).clone(), url)
         } else {
-            Way::Grpc(grpc(&url, timeout, trust).await.map_err(|e| e.context(name))?)
+            let tls =
+                base::task::blocking(move || registry::client_tls(&trust, "h2")).await.map_err(wrong)?;
+            Way::Grpc(grpc(&url, timeout, tls).map_err(|why| bad(&name, &why))?)
         };
         Ok(Some(Self { way, headers, timeout }))
     }
@@ -202,17 +208,15 @@ impl Collector {
 }
 
 /// A connection to the server of `url`, made when something is to be sent.
-async fn grpc(url: &Url, timeout: Duration, trust: HostConfig) -> Result<Channel, Failure> {
-    let bad = |why: &dyn Display| Failure::invalid(format!("{url}: {why}"));
-    let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']).to_owned();
+fn grpc(url: &Url, timeout: Duration, tls: ClientConfig) -> Result<Channel, String> {
+    let host = gourl::bare_host(url.host_str().unwrap_or_default()).to_owned();
     let port = url.port_or_known_default().unwrap_or_default();
-    let origin: http::Uri = url.as_str().parse().map_err(|e: http::uri::InvalidUri| bad(&e))?;
+    let origin: http::Uri = url.as_str().parse().map_err(|e: http::uri::InvalidUri| e.to_string())?;
     let endpoint = Endpoint::from(origin).connect_timeout(timeout);
     if url.scheme() == "http" {
         return Ok(endpoint.connect_lazy());
     }
-    let name = ServerName::try_from(host.clone()).map_err(|e| bad(&e))?;
-    let tls = base::task::blocking(move || registry::tls(&trust, "h2")).await?;
+    let name = ServerName::try_from(host.clone()).map_err(|e| e.to_string())?;
     let tls = TlsConnector::from(Arc::new(tls));
     let connector = tower::service_fn(move |_: http::Uri| {
         let (tls, name, host) = (tls.clone(), name.clone(), host.clone());

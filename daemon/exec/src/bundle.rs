@@ -16,10 +16,10 @@ use sys::path::Root;
 
 use crate::cgroup::Cgroup;
 use crate::filter::Filter;
+use crate::ledger::{Ledger, Note};
 use crate::places::Places;
 use crate::process::{Process, Security, Source};
 use crate::rootfs::{Stub, Stubs, create_cwd};
-use crate::running::{Note, Running};
 use crate::spec::{OWN_MOUNTS, Surroundings, container};
 use crate::trust::Trust;
 use crate::user::lookup_in;
@@ -29,8 +29,7 @@ use crate::{Attachment, Error};
 #[derive(Debug)]
 pub(crate) struct Machine {
     pub places: Places,
-    /// What a later daemon is told of.
-    pub running: Arc<Running>,
+    pub ledger: Arc<Ledger>,
     pub cgroup_parent: String,
     /// The sandbox's system call filter, when it has been compiled.
     pub filter: Filter,
@@ -62,7 +61,7 @@ pub(crate) struct Bundle {
     selected: Vec<Mounted>,
     trust: Option<Trust>,
     /// Until all else is gone.
-    _note: Note,
+    note: Option<Note>,
 }
 
 impl Bundle {
@@ -73,8 +72,9 @@ impl Bundle {
         let parent =
             if process.cgroup_parent.is_empty() { &machine.cgroup_parent } else { &process.cgroup_parent };
         let cgroup = Cgroup::at(parent, &process.id, machine.unified_cgroup && !machine.rootless);
-        let note = machine.running.note(&process.id, &cgroup.path)?;
-        DirBuilder::new().mode(0o711).create(&dir).map_err(Error::file("create", &dir))?;
+        let told = if machine.rootless { "" } else { &cgroup.path };
+        let note = machine.ledger.note(&process.id, told)?;
+        DirBuilder::new().mode(0o700).create(&dir).map_err(Error::file("create", &dir))?;
         let mut bundle = Self {
             dir,
             cgroup,
@@ -82,7 +82,7 @@ impl Bundle {
             stubs: Stubs::default(),
             selected: Vec::new(),
             trust: None,
-            _note: note,
+            note: Some(note),
         };
         bundle.cgroup.make();
         bundle.fill(machine, process, network)?;
@@ -216,8 +216,11 @@ impl Drop for Bundle {
         }
         self.stubs.remove(&self.root);
         self.selected.clear();
-        self.cgroup.remove();
+        let gone = self.cgroup.remove();
         remove_dir(&self.dir);
+        if let Some(note) = self.note.take().filter(|_| !gone) {
+            note.keep();
+        }
     }
 }
 

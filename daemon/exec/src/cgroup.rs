@@ -7,12 +7,20 @@
 //! group stands alone and nothing is read.
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use base::Failure;
 
 use crate::Error;
 
 const ROOT: &str = "/sys/fs/cgroup";
+
+/// The list of a group's processes.
+const MEMBERS: &str = "cgroup.procs";
+
+/// How long a group may be in use by processes that have been killed, and how often is looked.
+const PATIENCE: Duration = Duration::from_millis(100);
+const RETRY: Duration = Duration::from_millis(2);
 
 /// The runtime's group, in that of a run.
 const INNER: &str = "run";
@@ -64,7 +72,7 @@ fn members_of(root: &Path, line: &str) -> Option<PathBuf> {
     let mut fields = line.splitn(3, ':').skip(1);
     let (controllers, path) = (fields.next()?, fields.next()?);
     let hierarchy = controllers.strip_prefix("name=").unwrap_or(controllers);
-    let members = root.join(hierarchy).join(path.strip_prefix('/')?).join("cgroup.procs");
+    let members = root.join(hierarchy).join(path.strip_prefix('/')?).join(MEMBERS);
     // In a container, the path may be that of another group than the same path outside.
     let own = std::process::id().to_string();
     std::fs::read_to_string(&members).ok()?.lines().any(|pid| pid == own).then_some(members)
@@ -112,14 +120,13 @@ impl Cgroup {
     /// Kills whatever still runs in it.
     pub(crate) fn kill(&self) {
         if let Some(outer) = &self.outer {
-            _ = std::fs::write(outer.join("cgroup.kill"), "1");
+            kill(outer);
         }
     }
 
-    /// Removes what is ours of it.
-    pub(crate) fn remove(&self) {
-        let Some(outer) = &self.outer else { return };
-        remove_tree(outer);
+    /// Removes what is ours of it; `false` when it has to stay.
+    pub(crate) fn remove(&self) -> bool {
+        self.outer.as_ref().is_none_or(|outer| remove(outer, Instant::now() + PATIENCE))
     }
 }
 
@@ -134,66 +141,77 @@ fn without_inner(path: &str) -> &str {
 }
 
 /// The group in which systemd puts what was asked of it as `name.slice:prefix:id`: a slice
-/// is inside the one its name begins with.
+/// is inside the one its name begins with, and all are inside `-.slice`.
 fn scope(path: &str) -> Option<PathBuf> {
     let (slice, unit) = path.split_once(':')?;
     let (prefix, id) = unit.split_once(':')?;
-    let name = slice.strip_suffix(".slice")?;
+    let name = slice.strip_suffix(".slice")?.trim_start_matches('-');
     let ends = name.match_indices('-').map(|(at, _)| at).chain([name.len()]);
-    let mut group: PathBuf = ends.filter_map(|end| Some(format!("{}.slice", name.get(..end)?))).collect();
+    let parts = ends.filter_map(|end| name.get(..end)).filter(|part| !part.is_empty());
+    let mut group: PathBuf = parts.map(|part| format!("{part}.slice")).collect();
     group.push(if prefix.is_empty() { format!("{id}.scope") } else { format!("{prefix}-{id}.scope") });
     Some(group)
 }
 
-/// Kills and removes the group a runtime was told to use, in every hierarchy:
-/// for containers of an earlier daemon.
-pub(crate) fn reap(path: &str) {
-    if path.is_empty() || path.contains("..") {
-        return;
-    }
-    let path = scope(path).unwrap_or_else(|| without_inner(path).trim_start_matches('/').into());
+/// The groups, one in each hierarchy, of the container `id`, whose runtime was told `path`.
+/// Never those of anybody else, whatever the path says.
+pub(crate) fn groups(id: &str, path: &str) -> Vec<PathBuf> {
+    let Some(group) = group(id, path) else { return Vec::new() };
     let mut roots = vec![PathBuf::from(ROOT)];
     if let Ok(entries) = std::fs::read_dir(ROOT) {
-        roots.extend(entries.flatten().map(|e| e.path()).filter(|p| p.join("cgroup.procs").exists()));
+        roots.extend(entries.flatten().map(|e| e.path()).filter(|p| p.join(MEMBERS).exists()));
     }
-    for root in roots {
-        let group = root.join(&path);
-        if group.join("cgroup.procs").exists() {
-            if std::fs::write(group.join("cgroup.kill"), "1").is_err() {
-                kill_listed(&group);
-            }
-            remove_tree(&group);
-        }
-    }
+    roots.into_iter().map(|root| root.join(&group)).filter(|group| group.join(MEMBERS).exists()).collect()
 }
 
-fn kill_listed(group: &Path) {
-    let text = std::fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+fn group(id: &str, path: &str) -> Option<PathBuf> {
+    let group = scope(path).unwrap_or_else(|| without_inner(path).trim_start_matches('/').into());
+    let name = group.file_name()?.to_str()?;
+    let scope = name.strip_suffix(".scope").and_then(|unit| unit.strip_suffix(id));
+    let own = name == id || scope.is_some_and(|prefix| prefix.is_empty() || prefix.ends_with('-'));
+    let inside = group.components().all(|c| matches!(c, std::path::Component::Normal(_)));
+    (own && inside).then_some(group)
+}
+
+/// Kills every process in a group and in those inside it.
+pub(crate) fn kill(group: &Path) {
+    if std::fs::write(group.join("cgroup.kill"), "1").is_ok() {
+        return;
+    }
+    // The older hierarchies, and kernels before 5.14.
+    children(group).iter().for_each(|child| kill(child));
+    let text = std::fs::read_to_string(group.join(MEMBERS)).unwrap_or_default();
     for pid in text.lines().filter_map(|l| l.parse().ok()).filter_map(rustix::process::Pid::from_raw) {
         _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
     }
 }
 
-/// Removes a group with those inside it. Its processes may need a moment to end.
-fn remove_tree(group: &Path) {
-    if let Ok(entries) = std::fs::read_dir(group) {
-        for entry in entries.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_dir())) {
-            remove_tree(&entry.path());
-        }
+/// Removes a group with those inside it, whose processes have been killed and may need a
+/// moment to end: until `deadline`. Says whether it is gone.
+pub(crate) fn remove(group: &Path, deadline: Instant) -> bool {
+    if !children(group).iter().all(|child| remove(child, deadline)) {
+        return false;
     }
-    for _ in 0..50 {
+    loop {
         match std::fs::remove_dir(group) {
-            Err(e) if e.kind() == std::io::ErrorKind::ResourceBusy => {
-                std::thread::sleep(std::time::Duration::from_millis(2));
+            Err(e) if e.kind() == std::io::ErrorKind::ResourceBusy && Instant::now() < deadline => {
+                std::thread::sleep(RETRY);
+                // What was made while the others were killed.
+                kill(group);
             }
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
                 tracing::warn!(path = %group.display(), error = %e, "remove cgroup");
-                return;
+                return false;
             }
-            _ => return,
+            _ => return true,
         }
     }
-    tracing::warn!(path = %group.display(), "remove cgroup: still in use");
+}
+
+fn children(group: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = std::fs::read_dir(group) else { return Vec::new() };
+    let dirs = entries.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_dir()));
+    dirs.map(|e| e.path()).collect()
 }
 
 fn count(events: &str, name: &str) -> u64 {
@@ -215,10 +233,10 @@ mod tests {
         let (mine, other) = (dir.path().join("cpu,cpuacct/a:b"), dir.path().join("other"));
         for (group, members) in [(&mine, format!("1\n{}\n", std::process::id())), (&other, "1\n".into())] {
             std::fs::create_dir_all(group).unwrap();
-            std::fs::write(group.join("cgroup.procs"), members).unwrap();
+            std::fs::write(group.join(MEMBERS), members).unwrap();
         }
         let find = |line| members_of(dir.path(), line);
-        assert_eq!(find("3:cpu,cpuacct:/a:b"), Some(mine.join("cgroup.procs")));
+        assert_eq!(find("3:cpu,cpuacct:/a:b"), Some(mine.join(MEMBERS)));
         for line in ["0::/other", "2:name=other:/", "4:memory:/", "0::", "", "x"] {
             assert_eq!(find(line), None, "{line}");
         }
@@ -246,14 +264,22 @@ mod tests {
     }
 
     #[test]
-    fn slices_of_systemd_are_inside_each_other() {
+    fn only_a_containers_own_groups_are_found() {
         for (path, expected) in [
+            ("/buildkit/x", Some("buildkit/x")),
+            ("/docker/buildkit/x/run", Some("docker/buildkit/x")),
             ("system.slice:bk:x", Some("system.slice/bk-x.scope")),
             ("a-b-c.slice::x", Some("a.slice/a-b.slice/a-b-c.slice/x.scope")),
-            ("/buildkit/x", None),
-            ("/a:b:c", None),
+            ("-.slice:bk:x", Some("bk-x.scope")),
+            ("", None),
+            ("/", None),
+            ("/user.slice", None),
+            ("/buildkit/y", None),
+            ("/../x", None),
+            ("system.slice:bk:y", None),
+            ("system.slice:bk:yx", None),
         ] {
-            assert_eq!(scope(path).as_deref(), expected.map(Path::new), "{path}");
+            assert_eq!(group("x", path).as_deref(), expected.map(Path::new), "{path}");
         }
     }
 

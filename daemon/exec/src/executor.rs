@@ -1,7 +1,6 @@
 //! Runs processes, and removes what an earlier daemon left running.
 
 use std::collections::HashMap;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,14 +12,15 @@ use parking_lot::Mutex;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
-use crate::bundle::{self, Bundle, Machine, Seen};
+use crate::bundle::{Bundle, Machine, Seen};
 use crate::filter::Filter;
+use crate::ledger::Ledger;
 use crate::network::NoNetwork;
-use crate::places::Places;
+use crate::places::{Places, make_dir};
 use crate::process::is_id;
 use crate::proxied::Proxied;
+use crate::reap::reap;
 use crate::run::{Ended, Run};
-use crate::running::{Left, Running};
 use crate::runtime::{Runtime, complaint, exit_code};
 use crate::{
     Error, Exit, HostNetwork, Io, Namespace, Network, NetworkMode, Process, Reason, Security, cgroup,
@@ -188,11 +188,7 @@ fn check(process: &mut Process) -> Result<(), Error> {
 impl Prepared {
     fn new(config: Config) -> Result<Self, Error> {
         let state = &config.state;
-        std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o711)
-            .create(state)
-            .map_err(Error::file("create", state))?;
+        make_dir(state)?;
         let state = std::fs::canonicalize(state).map_err(Error::file("open", state))?;
         if let Some(profile) = &config.apparmor_profile
             && !std::fs::read_to_string("/sys/module/apparmor/parameters/enabled")
@@ -202,17 +198,19 @@ impl Prepared {
                 "AppArmor is not supported on this host, but the profile '{profile}' was specified"
             )));
         }
-        let (running, left) = Running::open(&state)?;
-        let places = Places::open(&state, config.in_memory)?;
-        let runtime = Runtime::find(&config, &state, places.notes())?;
-        reap(&runtime, &places, &left);
-        running.forget()?;
+        let ledger = Ledger::open(&state)?;
+        let mut places = Places::open(&state)?;
+        let runtime = Runtime::find(&config, &state, &places, &ledger)?;
+        reap(&runtime, &places, ledger.left());
+        if config.in_memory {
+            places.move_to_memory()?;
+        }
         let capabilities = caps::read(None, caps::CapSet::Effective).unwrap_or_default();
         let mut capabilities: Vec<String> = capabilities.iter().map(ToString::to_string).collect();
         capabilities.sort_unstable();
         let machine = Machine {
             places,
-            running: Arc::new(running),
+            ledger,
             cgroup_parent: config.cgroup_parent,
             unified_cgroup: cgroup::is_unified(),
             process_sandbox: config.process_sandbox,
@@ -400,25 +398,6 @@ fn describe_exec(dir: &Path, rootfs: &Path, process: &Process, file: &Path) -> R
         }
     }
     std::fs::write(file, words.to_string()).map_err(Error::file("write", file))
-}
-
-/// Removes the containers, bundles and cgroups of an earlier daemon. What cannot be
-/// removed stays and is logged; it is in nobody's way.
-fn reap(runtime: &Runtime, places: &Places, left: &[Left]) {
-    if !left.is_empty() {
-        Runtime::stop(&left.iter().map(|left| places.bundle(&left.id)).collect::<Vec<_>>());
-    }
-    for Left { id, cgroup } in left {
-        tracing::info!(id, "remove container of an earlier daemon");
-        runtime.delete(id);
-        cgroup::reap(cgroup);
-        let dir = places.bundle(id);
-        if let Err(e) = sys::mount::detach_below(&dir) {
-            tracing::warn!(path = %dir.display(), error = %e, "unmount what an earlier daemon left");
-            continue;
-        }
-        bundle::remove_dir(&dir);
-    }
 }
 
 /// Whether the ids of this process are others outside.

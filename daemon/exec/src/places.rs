@@ -3,7 +3,7 @@
 //! A container takes a dozen small files that are gone when it ends. In memory they cost
 //! nothing; on a disk each costs time, and some file systems look through all those that were
 //! removed lately whenever one is made. What has to outlive the daemon is not among them: see
-//! [`crate::running`].
+//! [`crate::ledger`].
 
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;
@@ -16,30 +16,35 @@ use crate::Error;
 /// In bytes. A container takes some 50 KiB.
 const LIMIT: u64 = 1 << 30;
 
-/// Permissions of directories: processes of other users find their files by name.
-const MODE: u32 = 0o711;
+/// Permissions of directories.
+const MODE: u32 = 0o700;
 
 /// The directories.
 #[derive(Debug)]
 pub(crate) struct Places {
     dir: PathBuf,
-    _memory: Option<Mounted>,
+    memory: Option<Mounted>,
 }
 
 impl Places {
-    /// Below `state`; in memory, if that is wanted and can be had.
-    pub(crate) fn open(state: &Path, in_memory: bool) -> Result<Self, Error> {
-        let dir = state.join("run");
-        make(&dir)?;
-        let memory = in_memory.then(|| Tmpfs { size: Some(LIMIT), mode: Some(MODE) }.mount(&dir));
-        let memory = memory.transpose().unwrap_or_else(|error| {
-            tracing::info!(%error, "files of containers are on disk");
-            None
-        });
-        let places = Self { dir, _memory: memory };
-        make(&places.bundles())?;
-        make(&places.notes())?;
+    /// On disk below `state`, where an earlier daemon may have left something.
+    pub(crate) fn open(state: &Path) -> Result<Self, Error> {
+        let places = Self { dir: state.join("run"), memory: None };
+        places.make()?;
         Ok(places)
+    }
+
+    /// In memory from now on, where that can be had.
+    pub(crate) fn move_to_memory(&mut self) -> Result<(), Error> {
+        match (Tmpfs { size: Some(LIMIT), mode: Some(MODE) }).mount(&self.dir) {
+            Ok(mounted) => self.memory = Some(mounted),
+            Err(error) => tracing::info!(%error, "files of containers are on disk"),
+        }
+        self.make()
+    }
+
+    fn make(&self) -> Result<(), Error> {
+        [self.bundles(), self.notes()].iter().try_for_each(|dir| make_dir(dir))
     }
 
     fn bundles(&self) -> PathBuf {
@@ -57,6 +62,7 @@ impl Places {
     }
 }
 
-fn make(dir: &Path) -> Result<(), Error> {
+/// Makes a directory that is nobody else's, and those above it.
+pub(crate) fn make_dir(dir: &Path) -> Result<(), Error> {
     DirBuilder::new().recursive(true).mode(MODE).create(dir).map_err(Error::file("create", dir))
 }

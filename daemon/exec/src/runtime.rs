@@ -1,14 +1,15 @@
 //! The OCI runtime: a program that starts and removes containers.
 
-use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
+use std::sync::Arc;
 
 use serde::Deserialize;
 use serde_json::json;
 
+use crate::ledger::Ledger;
+use crate::places::Places;
 use crate::tried::Circumstances;
 use crate::{Config, Error};
 
@@ -37,8 +38,14 @@ struct LogLine {
 
 impl Runtime {
     /// The configured runtime, taken as it is; else the first of the usual ones that
-    /// can start a container here. Its notes are in the directory `root`.
-    pub(crate) fn find(config: &Config, state: &Path, root: PathBuf) -> Result<Self, Error> {
+    /// can start a container here.
+    pub(crate) fn find(
+        config: &Config,
+        state: &Path,
+        places: &Places,
+        ledger: &Arc<Ledger>,
+    ) -> Result<Self, Error> {
+        let root = places.notes();
         let usual = CANDIDATES.map(PathBuf::from);
         let names = if config.runtimes.is_empty() { usual.as_slice() } else { &config.runtimes };
         let none =
@@ -55,7 +62,7 @@ impl Runtime {
         let mut refused = None;
         for program in found {
             let runtime = Self { program, root: root.clone() };
-            match runtime.probe(state, config) {
+            match runtime.probe(places, ledger, config) {
                 Ok(()) => {
                     circumstances.remember(state, &runtime.program);
                     return Ok(runtime);
@@ -76,9 +83,11 @@ impl Runtime {
 
     /// Starts a container whose program does not exist. Where cgroups, namespaces
     /// and privileges suffice, that program is what the runtime complains of.
-    fn probe(&self, state: &Path, config: &Config) -> Result<(), Error> {
+    fn probe(&self, places: &Places, ledger: &Arc<Ledger>, config: &Config) -> Result<(), Error> {
         let id = format!("probe{}", base::id::fresh());
-        let dir = state.join(&id);
+        let cgroup = if config.rootless { String::new() } else { format!("/buildkit/{id}") };
+        let _note = ledger.note(&id, &cgroup)?;
+        let dir = places.bundle(&id);
         let rootfs = dir.join("rootfs");
         // Not every runtime makes these two by itself.
         for inside in ["dev", "proc"].map(|name| rootfs.join(name)) {
@@ -92,7 +101,7 @@ impl Runtime {
         let namespaces: Vec<_> = own_pids.into_iter().chain([json!({"type": "mount"})]).collect();
         let mut linux = json!({"namespaces": namespaces});
         if !config.rootless {
-            linux["cgroupsPath"] = format!("/buildkit/{id}").into();
+            linux["cgroupsPath"] = cgroup.into();
         }
         let spec = json!({
             "ociVersion": "1.0.2",
@@ -167,21 +176,6 @@ impl Runtime {
     /// Whether it still remembers a container.
     pub(crate) fn knows(&self, id: &str) -> bool {
         self.notes(id).exists()
-    }
-
-    /// Kills runtimes that an earlier daemon had started with one of `bundles`: one that is
-    /// about to make its container would make it after everything was looked for.
-    pub(crate) fn stop(bundles: &[PathBuf]) {
-        let Ok(entries) = std::fs::read_dir("/proc") else { return };
-        for entry in entries.flatten() {
-            let pid = entry.file_name().to_str().and_then(|name| name.parse().ok());
-            let Some(pid) = pid.and_then(rustix::process::Pid::from_raw) else { continue };
-            let words = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
-            let mut words = words.split(|byte| *byte == 0).map(|word| Path::new(OsStr::from_bytes(word)));
-            if words.any(|word| bundles.iter().any(|bundle| bundle == word)) {
-                _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
-            }
-        }
     }
 
     /// Kills and removes a container, if there is such a one.

@@ -39,7 +39,7 @@ pub use error::{Error, Problem, Result};
 pub use fetch::{BlobReader, MAX_CONFIG, MAX_MANIFEST};
 pub use image::{Document, Image, Index, Manifest, select};
 pub use push::{File, Pushed, Source, Watch};
-pub use tls::tls;
+pub use tls::client_tls;
 
 use auth::Tokens;
 use host::Host;

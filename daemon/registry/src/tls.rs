@@ -76,7 +76,7 @@ pub(crate) fn client_config(
 ///
 /// # Errors
 /// When the certificates cannot be made use of.
-pub fn tls(host: &HostConfig, protocol: &str) -> Result<ClientConfig, Failure> {
+pub fn client_tls(host: &HostConfig, protocol: &str) -> Result<ClientConfig, Failure> {
     let mut config = client_config(&system_roots(), host).map_err(|problem| Failure::other(&problem))?;
     config.alpn_protocols = vec![protocol.into()];
     Ok(config)

@@ -101,11 +101,11 @@ impl Store {
     /// says. A database that cannot be read is kept as `store.db.bak`.
     pub fn open(root: impl AsRef<Path>, options: Options) -> Result<Self> {
         let root = std::path::absolute(&root).map_err(Error::io("resolve", root.as_ref()))?;
+        make_private(&root)?;
         for dir in ["content/blobs/sha256", "content/ingest", "snapshots", "mounts", "trash", "empty"] {
             let dir = root.join(dir);
             fs::create_dir_all(&dir).map_err(Error::io("create", &dir))?;
         }
-        set_private(&root)?;
         let fail = fail::Points::default();
         let db = Db::open(&root.join("store.db"))?;
         reconcile::leftovers(&root)?;
@@ -200,10 +200,13 @@ pub struct Disk {
     pub available: u64,
 }
 
-/// Others may pass through (containers of other users do) but not look around.
-fn set_private(root: &Path) -> Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    fs::set_permissions(root, fs::Permissions::from_mode(0o711)).map_err(Error::io("chmod", root))
+/// Makes the root nobody else's. What is below it has just the permissions that builds ask for,
+/// which may be all of them.
+pub fn make_private(root: &Path) -> Result<()> {
+    use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+    const MODE: u32 = 0o700;
+    fs::DirBuilder::new().recursive(true).mode(MODE).create(root).map_err(Error::io("create", root))?;
+    fs::set_permissions(root, fs::Permissions::from_mode(MODE)).map_err(Error::io("chmod", root))
 }
 
 /// Moves `path` out of the way, to be deleted later; nothing there is fine.

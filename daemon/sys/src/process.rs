@@ -1,11 +1,14 @@
 //! Processes of others, held so that their number cannot be mistaken; and what
 //! else a container needs of the kernel.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, Signal};
@@ -27,6 +30,29 @@ impl Process {
         let fd = rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok()?;
         // In this order: whoever holds the number now is held by the descriptor.
         (parent_of(pid)? == parent).then_some(Self { fd, pid })
+    }
+
+    /// Takes hold of the process `pid` if its command line has a word that is `wanted`.
+    pub fn told(pid: i32, wanted: impl Fn(&OsStr) -> bool) -> Option<Self> {
+        let pid = Pid::from_raw(pid)?;
+        let told = || {
+            let words = std::fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).unwrap_or_default();
+            words.split(|byte| *byte == 0).any(|word| wanted(OsStr::from_bytes(word)))
+        };
+        if !told() {
+            return None;
+        }
+        let fd = rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok()?;
+        // Once more: whoever holds the number now is held by the descriptor.
+        told().then_some(Self { fd, pid })
+    }
+
+    /// Waits until it has ended, as long as `patience` lasts.
+    pub fn wait(&self, patience: Duration) {
+        let mut ended = [rustix::event::PollFd::new(&self.fd, rustix::event::PollFlags::IN)];
+        // A limit that the kernel does not take is none; a signal ends the patience early.
+        let patience = patience.try_into().ok();
+        _ = rustix::event::poll(&mut ended, patience.as_ref());
     }
 
     /// Sends a signal. A process that has ended already is no error.

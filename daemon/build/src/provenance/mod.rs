@@ -69,8 +69,8 @@ pub(crate) struct Document {
 struct Layers {
     refs: Refs,
     solved: Arc<Solved<Output>>,
-    /// The place in the document of each vertex that was built.
-    steps: Arc<BTreeMap<Digest, usize>>,
+    /// The places in the document of each vertex that was built: policies may make two one.
+    steps: Arc<BTreeMap<Digest, Vec<usize>>>,
 }
 
 impl Document {
@@ -86,6 +86,7 @@ impl Document {
         refs: &Refs,
         run: Arc<Run>,
     ) -> Result<Self, Failure> {
+        let solved = plan.solved().ok_or_else(|| Failure::internal("nothing was built"))?;
         let mut predicate = Predicate::new(capture, &run)?;
         if terms.complete_materials && !predicate.is_complete() {
             return Err(terms::incomplete(capture));
@@ -94,11 +95,13 @@ impl Document {
         match terms.mode {
             Mode::Min => predicate.scrub(),
             Mode::Max => {
-                let solved = plan.solved().ok_or_else(|| Failure::internal("nothing was built"))?.clone();
                 let places = predicate.add_definition(&plan.definition)?;
-                let built = |(digest, received): (&Digest, _)| Some((digest.clone(), *places.get(received)?));
-                let steps = Arc::new(plan.vertices().filter_map(built).collect());
-                layers = Some(Layers { refs: refs.clone(), solved, steps });
+                let mut steps: BTreeMap<Digest, Vec<usize>> = BTreeMap::new();
+                for (digest, received) in plan.vertices() {
+                    steps.entry(digest.clone()).or_default().extend(places.get(received));
+                }
+                let (refs, solved, steps) = (refs.clone(), solved.clone(), Arc::new(steps));
+                layers = Some(Layers { refs, solved, steps });
             }
         }
         Ok(Self { terms, predicate, run, layers })
@@ -135,19 +138,22 @@ impl Layers {
     fn find(&self) -> BTreeMap<String, Vec<Vec<Descriptor>>> {
         let mut found: BTreeMap<String, Vec<Vec<Descriptor>>> = BTreeMap::new();
         for node in &self.solved.keys.nodes {
-            let Some(step) = node.vertex.as_ref().and_then(|digest| self.steps.get(digest)) else { continue };
+            let steps = node.vertex.as_ref().and_then(|digest| self.steps.get(digest));
+            let Some(steps) = steps.filter(|steps| !steps.is_empty()) else { continue };
             // What is kept elsewhere has no layers here.
             for KeyResult { record, .. } in node.results.iter().filter(|r| r.source.is_none()) {
                 // A result that is gone by now has no layers.
                 let Ok(result) = self.refs.get(&record.id) else { continue };
                 let Ok(Some(layers)) = result.known_layers() else { continue };
                 let chain: Vec<Descriptor> = layers.into_iter().map(|layer| layer.descriptor).collect();
-                let chains = found.entry(format!("step{step}:{}", node.output)).or_default();
                 let same = |other: &Vec<Descriptor>| {
                     other.iter().map(|d| &d.digest).eq(chain.iter().map(|d| &d.digest))
                 };
-                if !chains.iter().any(same) {
-                    chains.push(chain);
+                for step in steps {
+                    let chains = found.entry(format!("step{step}:{}", node.output)).or_default();
+                    if !chains.iter().any(same) {
+                        chains.push(chain.clone());
+                    }
                 }
             }
         }

@@ -93,7 +93,7 @@ impl Bench {
     }
 
     /// A container that runs on its own, as after a daemon that was killed.
-    pub(crate) fn orphan(&self) -> Child {
+    pub(crate) fn orphan(&self) -> Orphan {
         let dir = self.state().join("run/bundles/orphan");
         std::fs::create_dir(&dir).unwrap();
         std::fs::write(self.state().join("running"), "orphan\n/buildkit/orphan\0").unwrap();
@@ -106,21 +106,15 @@ impl Bench {
         });
         std::fs::write(dir.join("config.json"), spec.to_string()).unwrap();
         let pid = dir.join("pid");
-        let child = Command::new(self.executor.runtime())
-            .arg("--root")
-            .arg(self.state().join("run/runtime"))
-            .arg("run")
-            .arg("--bundle")
-            .arg(&dir)
-            .arg("--pid-file")
-            .arg(&pid)
-            .arg("orphan")
-            .spawn()
-            .unwrap();
-        while !pid.exists() {
+        let mut run = Command::new(self.executor.runtime());
+        run.arg("--root").arg(self.state().join("run/runtime")).arg("run").arg("--bundle").arg(&dir);
+        run.arg("--pid-file").arg(&pid).arg("orphan");
+        let mut orphan = Orphan { runtime: run.spawn().unwrap(), pid: 0 };
+        while orphan.pid == 0 {
             std::thread::sleep(std::time::Duration::from_millis(5));
+            orphan.pid = std::fs::read_to_string(&pid).unwrap_or_default().parse().unwrap_or_default();
         }
-        child
+        orphan
     }
 
     /// Neither bundle, runtime state, mount, process nor mount point is left.
@@ -146,6 +140,26 @@ impl Bench {
             }
         }
         assert!(!rootfs.join("etc/hosts").exists() && !rootfs.join("etc/resolv.conf").exists());
+    }
+}
+
+/// A container that nobody waits for, and its first process.
+pub(crate) struct Orphan {
+    runtime: Child,
+    pid: u32,
+}
+
+impl Orphan {
+    /// Neither it nor its cgroup is there any more.
+    pub(crate) fn assert_gone(&mut self) {
+        assert!(!self.runtime.wait().unwrap().success());
+        // Once its parent has ended, who waits for it is up to the system.
+        let state = std::fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap_or_default();
+        assert!(state.is_empty() || state.contains(") Z "), "{state}");
+        let groups = std::fs::read_dir("/sys/fs/cgroup").unwrap().flatten().map(|e| e.path());
+        for group in groups.chain(["/sys/fs/cgroup".into()]) {
+            assert!(!group.join("buildkit/orphan").exists(), "{group:?}");
+        }
     }
 }
 
