@@ -3,7 +3,7 @@
 
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, ensure};
@@ -110,17 +110,35 @@ fn root(daemon: &Bench) -> Result<()> {
     start.fails("exec", &[], 75, &["another instance running?", "--root"])
 }
 
-/// Files in it have the permissions that builds ask for, so nobody else may get there.
+/// Files of builds have the permissions that were asked for, so nobody else may get there; the
+/// root itself may be a directory that somebody else has made.
 fn open_root(_: &Bench) -> Result<()> {
     let mut daemon = Daemon::start(Options { net: Net::Host, ..Options::default() })?;
-    let mode = |daemon: &Daemon| -> Result<String> {
-        let mode = std::fs::metadata(daemon.root())?.permissions().mode();
-        Ok(format!("{:o}", mode & 0o7777))
-    };
-    ensure!(mode(&daemon)? == "700", "{}", mode(&daemon)?);
-    std::fs::set_permissions(daemon.root(), Permissions::from_mode(0o777))?;
+    let root = daemon.root();
+    let mode = |path: &Path| Ok::<_, anyhow::Error>(std::fs::metadata(path)?.permissions().mode() & 0o7777);
+    ensure!(mode(&root)? == 0o700, "{:o}", mode(&root)?);
+    for open in ["", "content", "snapshots", "mounts", "trash", "empty", "store.db"] {
+        std::fs::set_permissions(root.join(open), Permissions::from_mode(0o777))?;
+    }
     daemon.restart()?;
-    ensure!(mode(&daemon)? == "700", "{}", mode(&daemon)?);
+    ensure!(mode(&root)? == 0o777, "{:o}", mode(&root)?);
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(&root)? {
+        let entry = entry?;
+        let (name, mode) = (entry.file_name().to_string_lossy().into_owned(), mode(&entry.path())?);
+        let expected = match name.as_str() {
+            "empty" => 0o755,
+            _ if entry.file_type()?.is_dir() => 0o700,
+            _ => 0o600,
+        };
+        ensure!(mode == expected, "{name} has {mode:o}");
+        names.push(name);
+    }
+    ensure!(
+        ["executor", "net", "store.db", "tmp"].iter().all(|n| names.contains(&(*n).to_owned())),
+        "{names:?}"
+    );
+    ensure!(mode(&daemon.socket())? == 0o660, "{:o}", mode(&daemon.socket())?);
     daemon.stop()
 }
 

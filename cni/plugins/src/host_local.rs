@@ -3,9 +3,10 @@
 //! The files are those of the plugin everyone knows: for each address a file of its
 //! name that says who has it, `last_reserved_ip.N` for each range set, and `lock`.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{ErrorKind, Write};
 use std::net::IpAddr;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use cni::dns::ResolvConf;
@@ -208,6 +209,14 @@ impl Bounds {
     }
 }
 
+/// How a file is opened that only we write. The store may be where everybody gets, and this
+/// runs in a process without a umask.
+fn file() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.write(true).mode(0o644);
+    options
+}
+
 /// The directory, held by a lock.
 struct Store<'a> {
     dir: &'a Path,
@@ -217,13 +226,8 @@ struct Store<'a> {
 impl<'a> Store<'a> {
     fn open(dir: &'a Path) -> Result<Self, PluginError> {
         let error = failed_io("address store");
-        std::fs::create_dir_all(dir).map_err(&error)?;
-        let lock = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(dir.join(LOCK))
-            .map_err(&error)?;
+        DirBuilder::new().recursive(true).mode(0o755).create(dir).map_err(&error)?;
+        let lock = file().create(true).truncate(false).open(dir.join(LOCK)).map_err(&error)?;
         rustix::fs::flock(&lock, FlockOperation::LockExclusive).map_err(failed("lock address store"))?;
         Ok(Self { dir, _lock: lock })
     }
@@ -256,7 +260,9 @@ impl<'a> Store<'a> {
             std::fs::read_to_string(&last_file).ok().and_then(|text| text.trim().parse().ok());
         for (range, ip) in candidates(set, last) {
             if ip != range.gateway && self.reserve(ip, owner)? {
-                std::fs::write(&last_file, ip.to_string()).map_err(failed_io("address store"))?;
+                let written = file().create(true).truncate(true).open(&last_file);
+                let written = written.and_then(|mut file| file.write_all(ip.to_string().as_bytes()));
+                written.map_err(failed_io("address store"))?;
                 return address(range, ip);
             }
         }
@@ -265,7 +271,7 @@ impl<'a> Store<'a> {
     }
 
     fn reserve(&self, ip: IpAddr, owner: &str) -> Result<bool, PluginError> {
-        match OpenOptions::new().write(true).create_new(true).open(self.dir.join(ip.to_string())) {
+        match file().create_new(true).open(self.dir.join(ip.to_string())) {
             Ok(mut file) => {
                 file.write_all(owner.as_bytes()).map_err(failed_io("address store"))?;
                 Ok(true)

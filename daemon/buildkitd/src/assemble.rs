@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -23,7 +25,7 @@ use tokio::sync::{Semaphore, watch};
 
 use crate::network;
 use crate::settings::{Places, Settings};
-use crate::status::{Status, refusal};
+use crate::status::{Because as _, Status, refusal};
 
 /// The parts that are used after everything is put together.
 pub(crate) struct Daemon {
@@ -74,7 +76,7 @@ pub(crate) async fn daemon(settings: &Settings, scope: &Scope) -> Result<Daemon>
     let executor = exec::Executor::new(host, network.network());
 
     let scratch = places.scratch();
-    fs::create_dir_all(&scratch).with_context(|| format!("create {}", scratch.display()))?;
+    store::make_private(&scratch)?;
     let sessions = Sessions::new(scope.child());
     let images = Images::new(Registries::new(settings.registries.clone()), sessions.clone(), store.clone());
     let images = Arc::new(images);
@@ -163,12 +165,13 @@ async fn prepare(settings: &Settings) -> Result<exec::Prepared> {
 
 /// Makes the root directory and makes sure that this is the only daemon in it.
 fn take_root(root: &Path) -> Result<File> {
-    store::make_private(root).context("make the root directory")?;
+    store::make_private(root).context("make the root directory").because(Status::Disk)?;
     let path = Places(root).lock();
     let lock = File::options()
         .create(true)
         .truncate(false)
         .write(true)
+        .mode(0o600)
         .open(&path)
         .with_context(|| format!("open {}", path.display()))?;
     match lock.try_lock() {
@@ -190,7 +193,10 @@ fn worker_id(path: &Path) -> Result<String> {
         Ok(id) if !id.trim().is_empty() => Ok(id.trim().to_owned()),
         _ => {
             let id = base::id::fresh();
-            fs::write(path, &id).with_context(|| format!("write {}", path.display()))?;
+            let options = File::options().write(true).create(true).truncate(true).mode(0o600).open(path);
+            options
+                .and_then(|mut file| file.write_all(id.as_bytes()))
+                .with_context(|| format!("write {}", path.display()))?;
             Ok(id)
         }
     }

@@ -3,7 +3,7 @@
 
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::Path;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use base::task::Scope;
+use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::mpsc;
@@ -130,10 +131,13 @@ fn taken(address: &str, error: &io::Error) -> anyhow::Error {
 
 const HANDSHAKE: Duration = Duration::from_secs(20);
 
+/// Clients that may wait to be accepted.
+const BACKLOG: i32 = 1024;
+
 async fn unix(path: &Path, owner: Owner) -> Result<UnixListener> {
     if let Some(parent) = path.parent().filter(|p| !p.as_os_str().is_empty() && !p.exists()) {
-        std::fs::create_dir_all(parent).with_context(|| format!("create {}", parent.display()))?;
-        std::fs::set_permissions(parent, PermissionsExt::from_mode(0o711))?;
+        let made = std::fs::DirBuilder::new().recursive(true).mode(0o711).create(parent);
+        made.with_context(|| format!("create {}", parent.display()))?;
     }
     if path.exists() {
         // A socket nobody answers on is left over from a daemon that was killed.
@@ -143,11 +147,15 @@ async fn unix(path: &Path, owner: Owner) -> Result<UnixListener> {
         }
         std::fs::remove_file(path).with_context(|| format!("remove stale {}", path.display()))?;
     }
-    let listener = UnixListener::bind(path)?;
-    std::fs::set_permissions(path, PermissionsExt::from_mode(0o660))?;
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    net::bind(&socket, &SocketAddrUnix::new(path)?)?;
     std::os::unix::fs::chown(path, owner.uid, owner.gid)
         .with_context(|| format!("chown {}", path.display()))?;
-    Ok(listener)
+    std::fs::set_permissions(path, PermissionsExt::from_mode(0o660))?;
+    // Only now that it is whose it shall be: until here nobody can connect.
+    net::listen(&socket, BACKLOG)?;
+    Ok(UnixListener::from_std(socket.into())?)
 }
 
 #[allow(unsafe_code)]
@@ -159,8 +167,8 @@ fn passed_by_systemd(guard: &Guard) -> Result<Socket> {
     // to own, and `listen_fds` gives it once.
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
     rustix::io::ioctl_fionbio(&fd, true)?;
-    match rustix::net::sockopt::socket_domain(&fd)? {
-        rustix::net::AddressFamily::UNIX => Ok(Socket::Unix(UnixListener::from_std(fd.into())?)),
+    match net::sockopt::socket_domain(&fd)? {
+        AddressFamily::UNIX => Ok(Socket::Unix(UnixListener::from_std(fd.into())?)),
         _ => {
             let acceptor = guard.acceptor("fd://").because(Status::Config)?;
             Ok(Socket::Tcp(TcpListener::from_std(fd.into())?, acceptor))

@@ -117,6 +117,7 @@ pub(crate) async fn run(settings: Settings, origin: Origin) -> Result<()> {
     doors.close().await;
     scope.cancel(stopping());
     scope.close().await;
+    builder.worker().executor.idle().await;
     network.close().await;
     if tokio::time::timeout(FAREWELL, &mut server).await.is_err() {
         server.abort();

@@ -138,6 +138,13 @@ impl Bundle {
         self.trust.take().map_or(Ok(()), |trust| trust.remove(&self.root))
     }
 
+    /// Something of the container could not be ended: it stays in the ledger.
+    pub(crate) fn give_up(&mut self) {
+        if let Some(note) = self.note.take() {
+            note.keep();
+        }
+    }
+
     /// Writes a file into the bundle.
     pub(crate) fn write_json(&self, name: &str, value: &Value) -> Result<(), Error> {
         let text = serde_json::to_vec(value).map_err(|e| Error::Invalid(e.to_string()))?;
@@ -216,11 +223,10 @@ impl Drop for Bundle {
         }
         self.stubs.remove(&self.root);
         self.selected.clear();
-        let gone = self.cgroup.remove();
-        remove_dir(&self.dir);
-        if let Some(note) = self.note.take().filter(|_| !gone) {
-            note.keep();
+        if !self.cgroup.remove() {
+            self.give_up();
         }
+        remove_dir(&self.dir);
     }
 }
 

@@ -6,6 +6,8 @@
 //! On the older hierarchies counters do not add up that way; there the runtime's
 //! group stands alone and nothing is read.
 
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -103,7 +105,7 @@ impl Cgroup {
     /// Makes what is not the runtime's to make. Where that is refused, the runtime's stands alone.
     pub(crate) fn make(&mut self) {
         if let Some(outer) = &self.outer
-            && std::fs::create_dir_all(outer).is_err()
+            && DirBuilder::new().recursive(true).mode(0o755).create(outer).is_err()
         {
             self.outer = None;
             self.path = without_inner(&self.path).to_owned();
@@ -122,6 +124,14 @@ impl Cgroup {
         if let Some(outer) = &self.outer {
             kill(outer);
         }
+    }
+
+    /// Kills and removes what a runtime that was stopped halfway has left of it, for the
+    /// container `id`; `false` when something has to stay.
+    pub(crate) fn end(&self, id: &str) -> bool {
+        let (groups, deadline) = (groups(id, &self.path), Instant::now() + PATIENCE);
+        groups.iter().for_each(|group| kill(group));
+        groups.iter().filter(|group| remove(group, deadline)).count() == groups.len()
     }
 
     /// Removes what is ours of it; `false` when it has to stay.
@@ -149,7 +159,7 @@ fn scope(path: &str) -> Option<PathBuf> {
     let ends = name.match_indices('-').map(|(at, _)| at).chain([name.len()]);
     let parts = ends.filter_map(|end| name.get(..end)).filter(|part| !part.is_empty());
     let mut group: PathBuf = parts.map(|part| format!("{part}.slice")).collect();
-    group.push(if prefix.is_empty() { format!("{id}.scope") } else { format!("{prefix}-{id}.scope") });
+    group.push(format!("{prefix}-{id}.scope"));
     Some(group)
 }
 
@@ -168,7 +178,7 @@ fn group(id: &str, path: &str) -> Option<PathBuf> {
     let group = scope(path).unwrap_or_else(|| without_inner(path).trim_start_matches('/').into());
     let name = group.file_name()?.to_str()?;
     let scope = name.strip_suffix(".scope").and_then(|unit| unit.strip_suffix(id));
-    let own = name == id || scope.is_some_and(|prefix| prefix.is_empty() || prefix.ends_with('-'));
+    let own = name == id || scope.is_some_and(|prefix| prefix.ends_with('-'));
     let inside = group.components().all(|c| matches!(c, std::path::Component::Normal(_)));
     (own && inside).then_some(group)
 }
@@ -269,7 +279,7 @@ mod tests {
             ("/buildkit/x", Some("buildkit/x")),
             ("/docker/buildkit/x/run", Some("docker/buildkit/x")),
             ("system.slice:bk:x", Some("system.slice/bk-x.scope")),
-            ("a-b-c.slice::x", Some("a.slice/a-b.slice/a-b-c.slice/x.scope")),
+            ("a-b-c.slice::x", Some("a.slice/a-b.slice/a-b-c.slice/-x.scope")),
             ("-.slice:bk:x", Some("bk-x.scope")),
             ("", None),
             ("/", None),

@@ -11,6 +11,7 @@ use cni::dns::Overrides;
 use parking_lot::Mutex;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::bundle::{Bundle, Machine, Seen};
 use crate::filter::Filter;
@@ -81,6 +82,7 @@ struct Inner {
     host: Prepared,
     network: Arc<dyn Network>,
     running: Mutex<HashMap<String, Started>>,
+    tasks: TaskTracker,
 }
 
 /// A container that has been started.
@@ -96,7 +98,8 @@ struct Started {
 impl Executor {
     /// With `network` for the processes that ask for nothing special.
     pub fn new(prepared: Prepared, network: Arc<dyn Network>) -> Self {
-        Self(Arc::new(Inner { host: prepared, network, running: Mutex::default() }))
+        let (running, tasks) = (Mutex::default(), TaskTracker::new());
+        Self(Arc::new(Inner { host: prepared, network, running, tasks }))
     }
 
     /// The program of the runtime in use.
@@ -119,7 +122,16 @@ impl Executor {
         }
         check(&mut process)?;
         let inner = self.0.clone();
-        supervised(scope, move |scope| async move { inner.run(process, io, &scope).await }).await
+        let tasks = self.0.tasks.clone();
+        let run = move |scope| tasks.track_future(async move { inner.run(process, io, &scope).await });
+        supervised(scope, run).await
+    }
+
+    /// Waits until everything is removed that was set up for processes. Those that run have to be
+    /// cancelled before.
+    pub async fn idle(&self) {
+        self.0.tasks.close();
+        self.0.tasks.wait().await;
     }
 
     /// Runs a process in a container that [`Self::run`] has started or is about to start.
@@ -301,6 +313,9 @@ impl Inner {
             if inner.host.runtime.knows(&process.id) {
                 bundle.cgroup.kill();
                 inner.host.runtime.delete(&process.id);
+                if !bundle.cgroup.end(&process.id) {
+                    bundle.give_up();
+                }
             }
             let restored = bundle.restore();
             drop(bundle);

@@ -8,7 +8,9 @@
 //! A file of a later schema is refused. One that cannot be read is moved to
 //! `.bak` and a new one begun: everything in it can be built again.
 
+use std::fs::{File, Permissions};
 use std::marker::PhantomData;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -122,6 +124,9 @@ impl Db {
 }
 
 fn open_file(path: &Path) -> Result<redb::Database, redb::Error> {
+    // Root's alone, also where others may pass through the directory.
+    let private = File::options().write(true).create(true).truncate(false).mode(0o600).open(path);
+    private.and_then(|file| file.set_permissions(Permissions::from_mode(0o600)))?;
     // A damaged page can trip an assertion in there; that is damage too.
     let open = || redb::Database::builder().set_cache_size(CACHE).create(path);
     match std::panic::catch_unwind(open) {
