@@ -2,9 +2,10 @@
 //! by which a service manager can tell whether to try again.
 
 use std::fs::Permissions;
+use std::io::Read as _;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use integration::{Daemon, Net, Options, places, process, suite};
@@ -23,6 +24,7 @@ fn main() -> ExitCode {
             ("a_port_that_is_taken", port),
             ("a_root_that_is_taken", root),
             ("a_root_open_to_all", open_root),
+            ("a_root_that_is_let_go", let_go),
             ("a_runtime_that_is_missing", runtime),
             ("a_disk_without_overlays", overlay),
             ("too_few_privileges", privileges),
@@ -108,6 +110,19 @@ fn port(_: &Bench) -> Result<()> {
 fn root(daemon: &Bench) -> Result<()> {
     let start = Start { root: Some(daemon.root()), ..Start::new()? };
     start.fails("exec", &[], 75, &["another instance running?", "--root"])
+}
+
+/// A copy of a daemon that was killed may hold its root for a moment.
+fn let_go(_: &Bench) -> Result<()> {
+    let mut daemon = Daemon::start(Options { net: Net::Host, ..Options::default() })?;
+    daemon.stop()?;
+    let mut holder = Command::new("flock");
+    holder.arg(daemon.root().join("buildkitd.lock")).args(["sh", "-c", "echo held; sleep 0.2"]);
+    let mut holder = process::Reaped(holder.stdout(Stdio::piped()).spawn()?);
+    let mut held = [0; 5];
+    holder.0.stdout.as_mut().context("no output")?.read_exact(&mut held)?;
+    daemon.restart()?;
+    daemon.stop()
 }
 
 /// Files of builds have the permissions that were asked for, so nobody else may get there; the

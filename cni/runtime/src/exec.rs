@@ -37,8 +37,6 @@ pub(crate) fn call(
         .env("CNI_IFNAME", &call.attachment.ifname)
         .env("CNI_ARGS", call.attachment.args_text())
         .env("CNI_PATH", std::env::join_paths(call.path).unwrap_or_default());
-    // Those that are scripts leave it to the umask who may write what they write.
-    sys::process::set_umask(&mut line, 0o022);
     let config = call.config.to_string();
     let output = run(line, config.as_bytes(), timeout)
         .map_err(Error::file("run", program))?

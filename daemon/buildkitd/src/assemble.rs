@@ -6,6 +6,7 @@ use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 use anyhow::{Context as _, Result};
 use base::task::Scope;
@@ -23,6 +24,7 @@ use solver::Solver;
 use store::Store;
 use tokio::sync::{Semaphore, watch};
 
+use crate::listen::{RELEASE, RETRY};
 use crate::network;
 use crate::settings::{Places, Settings};
 use crate::status::{Because as _, Status, refusal};
@@ -174,7 +176,14 @@ fn take_root(root: &Path) -> Result<File> {
         .mode(0o600)
         .open(&path)
         .with_context(|| format!("open {}", path.display()))?;
-    match lock.try_lock() {
+    let deadline = Instant::now() + RELEASE;
+    let locked = loop {
+        match lock.try_lock() {
+            Err(fs::TryLockError::WouldBlock) if Instant::now() < deadline => std::thread::sleep(RETRY),
+            outcome => break outcome,
+        }
+    };
+    match locked {
         Ok(()) => Ok(lock),
         Err(fs::TryLockError::WouldBlock) => {
             let message = format!(

@@ -7,7 +7,7 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::Path;
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use base::task::Scope;
@@ -131,6 +131,12 @@ fn taken(address: &str, error: &io::Error) -> anyhow::Error {
 
 const HANDSHAKE: Duration = Duration::from_secs(20);
 
+/// What a daemon that was killed held is let go when copies of it that were about to become
+/// programs have done so: at most after this long.
+pub(crate) const RELEASE: Duration = Duration::from_millis(500);
+/// How often is looked.
+pub(crate) const RETRY: Duration = Duration::from_millis(20);
+
 /// Clients that may wait to be accepted.
 const BACKLOG: i32 = 1024;
 
@@ -141,9 +147,13 @@ async fn unix(path: &Path, owner: Owner) -> Result<UnixListener> {
     }
     if path.exists() {
         // A socket nobody answers on is left over from a daemon that was killed.
-        if UnixStream::connect(path).await.is_ok() {
-            let message = format!("{} is in use: another daemon answers there", path.display());
-            return Err(refusal(Status::Busy, message));
+        let deadline = Instant::now() + RELEASE;
+        while UnixStream::connect(path).await.is_ok() {
+            if Instant::now() >= deadline {
+                let message = format!("{} is in use: another daemon answers there", path.display());
+                return Err(refusal(Status::Busy, message));
+            }
+            tokio::time::sleep(RETRY).await;
         }
         std::fs::remove_file(path).with_context(|| format!("remove stale {}", path.display()))?;
     }
