@@ -132,7 +132,7 @@ fn open_root(_: &Bench) -> Result<()> {
     let root = daemon.root();
     let mode = |path: &Path| Ok::<_, anyhow::Error>(std::fs::metadata(path)?.permissions().mode() & 0o7777);
     ensure!(mode(&root)? == 0o700, "{:o}", mode(&root)?);
-    for open in ["", "content", "snapshots", "mounts", "trash", "empty", "store.db"] {
+    for open in ["", "content", "snapshots", "mounts", "trash", "empty", "tmp", "executor", "store.db"] {
         std::fs::set_permissions(root.join(open), Permissions::from_mode(0o777))?;
     }
     daemon.restart()?;

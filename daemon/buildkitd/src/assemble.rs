@@ -22,6 +22,7 @@ use registry::Registries;
 use session::Sessions;
 use solver::Solver;
 use store::Store;
+use sys::directory::{self, PRIVATE};
 use tokio::sync::{Semaphore, watch};
 
 use crate::listen::{RELEASE, RETRY};
@@ -78,7 +79,7 @@ pub(crate) async fn daemon(settings: &Settings, scope: &Scope) -> Result<Daemon>
     let executor = exec::Executor::new(host, network.network());
 
     let scratch = places.scratch();
-    store::make_private(&scratch)?;
+    directory::own(&scratch, PRIVATE)?;
     let sessions = Sessions::new(scope.child());
     let images = Images::new(Registries::new(settings.registries.clone()), sessions.clone(), store.clone());
     let images = Arc::new(images);
@@ -167,7 +168,7 @@ async fn prepare(settings: &Settings) -> Result<exec::Prepared> {
 
 /// Makes the root directory and makes sure that this is the only daemon in it.
 fn take_root(root: &Path) -> Result<File> {
-    store::make_private(root).context("make the root directory").because(Status::Disk)?;
+    directory::make(root, PRIVATE).context("make the root directory").because(Status::Disk)?;
     let path = Places(root).lock();
     let lock = File::options()
         .create(true)

@@ -5,7 +5,6 @@
 //! of its unit, it therefore moves into a group of its own inside that one, and
 //! makes the groups of build steps beside it.
 
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context as _, Result};
@@ -78,10 +77,7 @@ fn divide(group: &Path, leaf: &str) -> Result<()> {
     };
     let inner = group.join(leaf);
     if !inner.is_dir() {
-        std::fs::DirBuilder::new()
-            .mode(0o755)
-            .create(&inner)
-            .with_context(|| format!("create {}", inner.display()))?;
+        sys::directory::make(&inner, 0o755)?;
     }
     for pid in read("cgroup.procs")?.lines() {
         // One that ended meanwhile is no loss; one that stays shows below.

@@ -3,7 +3,7 @@
 
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -142,8 +142,7 @@ const BACKLOG: i32 = 1024;
 
 async fn unix(path: &Path, owner: Owner) -> Result<UnixListener> {
     if let Some(parent) = path.parent().filter(|p| !p.as_os_str().is_empty() && !p.exists()) {
-        let made = std::fs::DirBuilder::new().recursive(true).mode(0o711).create(parent);
-        made.with_context(|| format!("create {}", parent.display()))?;
+        sys::directory::make(parent, 0o711)?;
     }
     if path.exists() {
         // A socket nobody answers on is left over from a daemon that was killed.

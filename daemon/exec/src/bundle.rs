@@ -74,7 +74,7 @@ impl Bundle {
         let cgroup = Cgroup::at(parent, &process.id, machine.unified_cgroup && !machine.rootless);
         let told = if machine.rootless { "" } else { &cgroup.path };
         let note = machine.ledger.note(&process.id, told)?;
-        DirBuilder::new().mode(0o700).create(&dir).map_err(Error::file("create", &dir))?;
+        DirBuilder::new().mode(sys::directory::PRIVATE).create(&dir).map_err(Error::file("create", &dir))?;
         let mut bundle = Self {
             dir,
             cgroup,

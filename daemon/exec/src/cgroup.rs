@@ -6,8 +6,6 @@
 //! On the older hierarchies counters do not add up that way; there the runtime's
 //! group stands alone and nothing is read.
 
-use std::fs::DirBuilder;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -105,7 +103,7 @@ impl Cgroup {
     /// Makes what is not the runtime's to make. Where that is refused, the runtime's stands alone.
     pub(crate) fn make(&mut self) {
         if let Some(outer) = &self.outer
-            && DirBuilder::new().recursive(true).mode(0o755).create(outer).is_err()
+            && sys::directory::make(outer, 0o755).is_err()
         {
             self.outer = None;
             self.path = without_inner(&self.path).to_owned();
@@ -129,9 +127,9 @@ impl Cgroup {
     /// Kills and removes what a runtime that was stopped halfway has left of it, for the
     /// container `id`; `false` when something has to stay.
     pub(crate) fn end(&self, id: &str) -> bool {
-        let (groups, deadline) = (groups(id, &self.path), Instant::now() + PATIENCE);
+        let groups = groups(id, &self.path);
         groups.iter().for_each(|group| kill(group));
-        groups.iter().filter(|group| remove(group, deadline)).count() == groups.len()
+        remove_all(&groups, Instant::now() + PATIENCE)
     }
 
     /// Removes what is ours of it; `false` when it has to stay.
@@ -196,9 +194,14 @@ pub(crate) fn kill(group: &Path) {
     }
 }
 
+/// Removes groups as [`remove`] does, all that can be. Says whether all are gone.
+pub(crate) fn remove_all(groups: &[PathBuf], deadline: Instant) -> bool {
+    groups.iter().map(|group| remove(group, deadline)).fold(true, |all, gone| all & gone)
+}
+
 /// Removes a group with those inside it, whose processes have been killed and may need a
 /// moment to end: until `deadline`. Says whether it is gone.
-pub(crate) fn remove(group: &Path, deadline: Instant) -> bool {
+fn remove(group: &Path, deadline: Instant) -> bool {
     if !children(group).iter().all(|child| remove(child, deadline)) {
         return false;
     }

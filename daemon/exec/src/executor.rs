@@ -17,7 +17,7 @@ use crate::bundle::{Bundle, Machine, Seen};
 use crate::filter::Filter;
 use crate::ledger::Ledger;
 use crate::network::NoNetwork;
-use crate::places::{Places, make_dir};
+use crate::places::Places;
 use crate::process::is_id;
 use crate::proxied::Proxied;
 use crate::reap::reap;
@@ -200,7 +200,7 @@ fn check(process: &mut Process) -> Result<(), Error> {
 impl Prepared {
     fn new(config: Config) -> Result<Self, Error> {
         let state = &config.state;
-        make_dir(state)?;
+        sys::directory::own(state, sys::directory::PRIVATE)?;
         let state = std::fs::canonicalize(state).map_err(Error::file("open", state))?;
         if let Some(profile) = &config.apparmor_profile
             && !std::fs::read_to_string("/sys/module/apparmor/parameters/enabled")

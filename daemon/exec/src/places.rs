@@ -5,19 +5,15 @@
 //! removed lately whenever one is made. What has to outlive the daemon is not among them: see
 //! [`crate::ledger`].
 
-use std::fs::DirBuilder;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
+use sys::directory::{self, PRIVATE};
 use sys::mount::{Mounted, Tmpfs};
 
 use crate::Error;
 
 /// In bytes. A container takes some 50 KiB.
 const LIMIT: u64 = 1 << 30;
-
-/// Permissions of directories.
-const MODE: u32 = 0o700;
 
 /// The directories.
 #[derive(Debug)]
@@ -36,7 +32,7 @@ impl Places {
 
     /// In memory from now on, where that can be had.
     pub(crate) fn move_to_memory(&mut self) -> Result<(), Error> {
-        match (Tmpfs { size: Some(LIMIT), mode: Some(MODE) }).mount(&self.dir) {
+        match (Tmpfs { size: Some(LIMIT), mode: Some(PRIVATE) }).mount(&self.dir) {
             Ok(mounted) => self.memory = Some(mounted),
             Err(error) => tracing::info!(%error, "files of containers are on disk"),
         }
@@ -44,7 +40,7 @@ impl Places {
     }
 
     fn make(&self) -> Result<(), Error> {
-        [self.bundles(), self.notes()].iter().try_for_each(|dir| make_dir(dir))
+        [self.bundles(), self.notes()].iter().try_for_each(|dir| Ok(directory::make(dir, PRIVATE)?))
     }
 
     fn bundles(&self) -> PathBuf {
@@ -60,9 +56,4 @@ impl Places {
     pub(crate) fn notes(&self) -> PathBuf {
         self.dir.join("runtime")
     }
-}
-
-/// Makes a directory that is nobody else's, and those above it.
-pub(crate) fn make_dir(dir: &Path) -> Result<(), Error> {
-    DirBuilder::new().recursive(true).mode(MODE).create(dir).map_err(Error::file("create", dir))
 }

@@ -32,8 +32,7 @@ pub(crate) fn reap(runtime: &Runtime, places: &Places, left: Vec<Left>) {
     // All before the first is waited for.
     groups.iter().flatten().for_each(|group| cgroup::kill(group));
     for (Left { id, note, .. }, groups) in left.into_iter().zip(groups) {
-        let gone =
-            groups.iter().map(|group| cgroup::remove(group, deadline)).fold(true, |all, one| all & one);
+        let gone = cgroup::remove_all(&groups, deadline);
         let dir = places.bundle(&id);
         let detached = sys::mount::detach_below(&dir);
         if let Err(e) = &detached {

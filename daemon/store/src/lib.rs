@@ -39,6 +39,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use sys::directory::{self, PRIVATE};
+
 pub use apply::{Applied, Whiteouts, apply, inherit};
 pub use blobs::{BlobInfo, Blobs, Ingest, Pin};
 pub use changes::{Change, ChangeKind, Entry, double_walk, is_whiteout, overlay_walk};
@@ -101,15 +103,16 @@ impl Store {
     /// says. A database that cannot be read is kept as `store.db.bak`.
     pub fn open(root: impl AsRef<Path>, options: Options) -> Result<Self> {
         let root = std::path::absolute(&root).map_err(Error::io("resolve", root.as_ref()))?;
-        make_dir(&root, PRIVATE)?;
+        // What is in them has just the permissions that builds ask for, which may be all of them.
+        directory::make(&root, PRIVATE)?;
         for dir in ["content", "snapshots", "mounts", "trash"] {
-            own_dir(&root.join(dir), PRIVATE)?;
+            directory::own(&root.join(dir), PRIVATE)?;
         }
         for dir in ["content/blobs/sha256", "content/ingest"] {
-            make_dir(&root.join(dir), PRIVATE)?;
+            directory::make(&root.join(dir), PRIVATE)?;
         }
         // Steps see this one.
-        own_dir(&root.join("empty"), 0o755)?;
+        directory::own(&root.join("empty"), 0o755)?;
         let fail = fail::Points::default();
         let db = Db::open(&root.join("store.db"))?;
         reconcile::leftovers(&root)?;
@@ -202,30 +205,6 @@ pub struct Disk {
     pub free: u64,
     /// Not used, and not set aside for root.
     pub available: u64,
-}
-
-/// Permissions of what is nobody else's.
-const PRIVATE: u32 = 0o700;
-
-/// Makes a directory for state that is nobody else's, and those above it. What is in it has
-/// just the permissions that builds ask for, which may be all of them.
-///
-/// # Errors
-/// What the system says.
-pub fn make_private(dir: &Path) -> Result<()> {
-    make_dir(dir, PRIVATE)
-}
-
-fn make_dir(dir: &Path, mode: u32) -> Result<()> {
-    use std::os::unix::fs::DirBuilderExt;
-    fs::DirBuilder::new().recursive(true).mode(mode).create(dir).map_err(Error::io("create", dir))
-}
-
-/// Such a directory with these permissions, also where it was there already.
-fn own_dir(dir: &Path, mode: u32) -> Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    make_dir(dir, mode)?;
-    fs::set_permissions(dir, fs::Permissions::from_mode(mode)).map_err(Error::io("chmod", dir))
 }
 
 /// Moves `path` out of the way, to be deleted later; nothing there is fine.

@@ -5,6 +5,7 @@
 
 #![allow(unsafe_code)] // this is the place for it; every block says why it is sound
 
+pub mod directory;
 pub mod error;
 pub mod mount;
 pub mod netns;
