@@ -14,7 +14,7 @@ what="${1:-all}"
 run_packages="runc crun git openssh-client iproute2 iptables nftables busybox-static ca-certificates"
 build_packages="protobuf-compiler"
 test_packages="docker-registry docker.io containerd podman openssl systemd-container mmdebstrap
-    containernetworking-plugins python3-yaml python3-jsonschema python3-pip"
+    containernetworking-plugins python3-yaml python3-jsonschema python3-pip user-mode-linux kmod"
 
 install_missing() {
     missing=""

@@ -45,6 +45,8 @@ pub struct Options {
     pub args: Vec<String>,
     /// More variables of its environment.
     pub env: Vec<(String, String)>,
+    /// What a shell does before it becomes the daemon, as `Cgroup::enter` has it.
+    pub before: String,
 }
 
 impl Default for Options {
@@ -56,6 +58,7 @@ impl Default for Options {
             worker: String::new(),
             args: Vec::new(),
             env: Vec::new(),
+            before: String::new(),
         }
     }
 }
@@ -118,6 +121,10 @@ impl Daemon {
     fn launch(&mut self) -> Result<()> {
         let program = places::program("buildkitd")?;
         let mut args: Vec<OsString> = vec![
+            "-c".into(),
+            format!("{}exec \"$@\"", self.options.before).into(),
+            "sh".into(),
+            program.into(),
             "--debug".into(),
             "--config".into(),
             self.path("buildkitd.toml").into(),
@@ -131,7 +138,7 @@ impl Daemon {
         args.extend(self.options.args.iter().map(OsString::from));
         let env: Vec<_> =
             self.options.env.iter().map(|(name, value)| (name.as_str(), OsString::from(value))).collect();
-        let mut service = Service::start("buildkitd", &program, args, &env, self.path("log"))?;
+        let mut service = Service::start("buildkitd", Path::new("sh"), args, &env, self.path("log"))?;
         // The socket is there before the daemon is ready to serve.
         let socket = self.socket();
         service.wait_until(START, || UnixStream::connect(&socket).ok())?;

@@ -19,6 +19,7 @@ pub mod dockerd;
 pub mod gateway;
 pub mod git;
 pub mod grpc;
+pub mod guest;
 pub mod http;
 pub mod image;
 pub mod layout;

@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cni::result::{Address, Interface, Route};
 use cni::{Call, Cidr, Code, NetworkResult, PluginError};
@@ -19,8 +19,8 @@ use crate::netlink::Socket;
 use crate::rules::Backend;
 
 /// The kernel joins a new port to its bridge a moment later. Until then packets are lost, and
-/// whoever sent them tries again after a second: how often and how long is looked.
-const WAIT: (u32, Duration) = (4000, Duration::from_micros(500));
+/// whoever sent them tries again after a second: how long and how often is looked.
+const WAIT: (Duration, Duration) = (Duration::from_secs(10), Duration::from_micros(500));
 
 /// Attempts to find a name that no other interface has.
 const NAMES: usize = 8;
@@ -112,13 +112,14 @@ pub(crate) fn pair(
 
 /// Waits until packets pass.
 pub(crate) fn wait_for(host: &mut Socket, name: &str) -> Result<(), PluginError> {
-    for _ in 0..WAIT.0 {
-        if existing(host, name)?.works {
-            return Ok(());
+    let deadline = Instant::now() + WAIT.0;
+    while !existing(host, name)?.works {
+        if Instant::now() > deadline {
+            return Err(PluginError::new(Code::TryAgain, format!("interface {name} does not come up")));
         }
         std::thread::sleep(WAIT.1);
     }
-    Err(PluginError::new(Code::TryAgain, format!("interface {name} does not come up")))
+    Ok(())
 }
 
 /// Switches IPv6 on where an address needs it: often it is off for new interfaces.

@@ -107,13 +107,15 @@ fn program(family: IpAddr) -> Command {
 
 /// Adds a rule unless it is there. `why` is why nftables was not used; `None` when it was
 /// not wanted.
-pub(crate) fn add(family: IpAddr, args: &Args, how: &str, why: Option<Errno>) -> Result<(), PluginError> {
+pub(crate) fn add(family: IpAddr, args: &Args, why: Option<Errno>) -> Result<(), PluginError> {
     let call =
         |verb: &str| program(family).args(["-t", args.table, verb, args.chain]).args(&args.rule).output();
     if call("-C").is_ok_and(|out| out.status.success()) {
         return Ok(());
     }
-    let said = match call(how) {
+    // Packets are dropped before others can accept them; addresses are changed after others
+    // have had their say.
+    let said = match call(if args.table == "nat" { "-A" } else { "-I" }) {
         Ok(out) if out.status.success() => return Ok(()),
         Ok(out) => String::from_utf8_lossy(&out.stderr).trim().to_owned(),
         Err(e) => e.to_string(),
@@ -171,13 +173,13 @@ mod tests {
             all.extend(forwarding("br0"));
             let two = [8080, 8081].map(|port| Port { protocol: 6, only: None, port, to: 80 });
             for _ in 0..2 {
-                add(address.addr, &hidden, "-A", None).unwrap();
+                add(address.addr, &hidden, None).unwrap();
                 for args in &all {
-                    add(address.addr, args, "-I", None).unwrap();
+                    add(address.addr, args, None).unwrap();
                 }
                 for (mark, port) in ["mark-1", "mark-12"].iter().zip(&two) {
                     for args in ports(mark, address.addr, std::slice::from_ref(port), true) {
-                        add(address.addr, &args, "-A", None).unwrap();
+                        add(address.addr, &args, None).unwrap();
                     }
                 }
             }

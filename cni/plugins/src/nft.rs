@@ -160,7 +160,7 @@ fn batch(mut messages: Vec<Message>) -> Vec<Message> {
 }
 
 impl Socket {
-    /// Makes the table be as described, and puts `address` into its set.
+    /// Makes the table be as described, and puts `address` into its set if it has one.
     pub(crate) fn describe(&mut self, table: &Table<'_>, address: Option<IpAddr>) -> Result<(), Errno> {
         let family = table.family;
         let mut list = Vec::new();
@@ -198,19 +198,20 @@ impl Socket {
         self.commit(list)
     }
 
-    /// Takes an address out of a set, and the whole table away when it was the last one.
+    /// Takes an address out of a set, and the whole table away when it was the last one. Says
+    /// whether it was there.
     pub(crate) fn withdraw(
         &mut self,
         family: Family,
         table: &str,
         set: &str,
         address: IpAddr,
-    ) -> Result<(), Errno> {
-        match self.commit(vec![element(DELSETELEM, 0, family, table, set, address)]) {
-            Ok(()) | Err(Errno::NOENT) => {}
-            Err(e) => return Err(e),
+    ) -> Result<bool, Errno> {
+        let found = found(self.commit(vec![element(DELSETELEM, 0, family, table, set, address)]))?;
+        if self.is_empty(family, table, set)? {
+            self.delete_table(family, table)?;
         }
-        if self.is_empty(family, table, set)? { self.delete_table(family, table) } else { Ok(()) }
+        Ok(found)
     }
 
     fn is_empty(&mut self, family: Family, table: &str, set: &str) -> Result<bool, Errno> {
@@ -226,14 +227,11 @@ impl Socket {
         }
     }
 
-    /// Removes a table with all that is in it. A missing one is fine.
-    pub(crate) fn delete_table(&mut self, family: Family, table: &str) -> Result<(), Errno> {
+    /// Removes a table with all that is in it. Says whether it was there.
+    pub(crate) fn delete_table(&mut self, family: Family, table: &str) -> Result<bool, Errno> {
         let mut m = message(DELTABLE, 0, family);
         m.text(1, table);
-        match self.commit(vec![m]) {
-            Err(Errno::NOENT) => Ok(()),
-            other => other,
-        }
+        found(self.commit(vec![m]))
     }
 
     /// The policy of a chain is to drop. `false` when there is no such chain.
@@ -260,6 +258,15 @@ impl Socket {
             last.add_flags(ACK);
         }
         self.transaction(batch(list))
+    }
+}
+
+/// Whether there was what should be removed.
+fn found(removed: Result<(), Errno>) -> Result<bool, Errno> {
+    match removed {
+        Ok(()) => Ok(true),
+        Err(Errno::NOENT) => Ok(false),
+        Err(e) => Err(e),
     }
 }
 

@@ -7,13 +7,14 @@
 
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use cni::{Cidr, Code, PluginError};
 use parking_lot::Mutex;
 use rustix::io::Errno;
 use serde::Deserialize;
 
-use crate::iptables;
+use crate::iptables::{self, Args};
 use crate::netlink::Socket;
 use crate::nft::{Chain, Family, Hook, Step, Table};
 
@@ -66,6 +67,10 @@ pub(crate) struct Rules {
     socket: Mutex<Option<Socket>>,
     /// Bridges for which forwarding has been looked after.
     forwarded: Mutex<HashSet<String>>,
+    /// Some have been made by nftables.
+    by_nft: AtomicBool,
+    /// Some have been made by the program.
+    by_program: AtomicBool,
 }
 
 /// Why nftables did not do it.
@@ -95,13 +100,8 @@ impl Rules {
             set: Some(SOURCES),
             chains: vec![Chain { name: "postrouting", hook: Hook::SourceNat, rules: vec![rule] }],
         };
-        match self.nft(backend, |s| s.describe(&table, Some(address.addr))) {
-            Ok(()) => Ok(()),
-            Err(Trouble::Missing(e)) => {
-                iptables::add(address.addr, &iptables::masquerade(network, address), "-A", e)
-            }
-            Err(Trouble::Real(e)) => Err(refused("masquerade", e)),
-        }
+        let instead = || vec![iptables::masquerade(network, address)];
+        self.make("masquerade", backend, &table, address.addr, instead)
     }
 
     /// Undoes [`Self::masquerade`].
@@ -112,14 +112,12 @@ impl Rules {
         address: Cidr,
     ) -> Result<(), PluginError> {
         let name = table_name("masquerade", network);
-        match self.nft(backend, |s| s.withdraw(Family::of(address.addr), &name, SOURCES, address.addr)) {
-            Ok(()) => Ok(()),
-            Err(Trouble::Missing(_)) => {
-                iptables::delete(address.addr, &iptables::masquerade(network, address));
-                Ok(())
-            }
-            Err(Trouble::Real(e)) => Err(refused("end masquerade", e)),
-        }
+        self.unmake(
+            "end masquerade",
+            backend,
+            |s| s.withdraw(Family::of(address.addr), &name, SOURCES, address.addr),
+            || iptables::delete(address.addr, &iptables::masquerade(network, address)),
+        )
     }
 
     /// Shuts a container off from what `ingress` does not allow.
@@ -151,13 +149,8 @@ impl Rules {
             set: Some(SANDBOXES),
             chains: vec![Chain { name: "forward", hook: Hook::Forward, rules }],
         };
-        match self.nft(backend, |s| s.describe(&table, Some(address))) {
-            Ok(()) => Ok(()),
-            Err(Trouble::Missing(e)) => iptables::protect(network, bridge, ingress, address)
-                .iter()
-                .try_for_each(|args| iptables::add(address, args, "-I", e)),
-            Err(Trouble::Real(e)) => Err(refused("protect containers", e)),
-        }
+        let instead = || iptables::protect(network, bridge, ingress, address);
+        self.make("protect containers", backend, &table, address, instead)
     }
 
     /// Undoes [`Self::protect`].
@@ -173,16 +166,15 @@ impl Rules {
             return Ok(());
         }
         let name = table_name("firewall", network);
-        match self.nft(backend, |s| s.withdraw(Family::of(address), &name, SANDBOXES, address)) {
-            Ok(()) => Ok(()),
-            Err(Trouble::Missing(_)) => {
-                for args in iptables::protect(network, bridge, ingress, address) {
-                    iptables::delete(address, &args);
-                }
-                Ok(())
-            }
-            Err(Trouble::Real(e)) => Err(refused("end protection", e)),
-        }
+        self.unmake(
+            "end protection",
+            backend,
+            |s| s.withdraw(Family::of(address), &name, SANDBOXES, address),
+            || {
+                let rules = iptables::protect(network, bridge, ingress, address);
+                rules.iter().for_each(|args| iptables::delete(address, args));
+            },
+        )
     }
 
     /// Sends what arrives at ports of this host to a container. One table for each container.
@@ -221,26 +213,21 @@ impl Rules {
                 Chain { name: "postrouting", hook: Hook::SourceNat, rules: itself.into_iter().collect() },
             ],
         };
-        match self.nft(backend, |s| s.describe(&table, None)) {
-            Ok(()) => Ok(()),
-            Err(Trouble::Missing(e)) => iptables::ports(&name, address, ports, hairpin)
-                .iter()
-                .try_for_each(|args| iptables::add(address, args, "-A", e)),
-            Err(Trouble::Real(e)) => Err(refused("forward ports", e)),
-        }
+        let instead = || iptables::ports(&name, address, ports, hairpin);
+        self.make("forward ports", backend, &table, address, instead)
     }
 
     /// Undoes [`Self::forward_ports`].
     pub(crate) fn close_ports(&self, backend: Backend, container: &str) -> Result<(), PluginError> {
         let name = table_name("ports", container);
-        for (any, family) in FAMILIES {
-            match self.nft(backend, |s| s.delete_table(family, &name)) {
-                Ok(()) => {}
-                Err(Trouble::Missing(_)) => iptables::sweep(any, &name),
-                Err(Trouble::Real(e)) => return Err(refused("end port forwarding", e)),
-            }
-        }
-        Ok(())
+        FAMILIES.into_iter().try_for_each(|(any, family)| {
+            self.unmake(
+                "end port forwarding",
+                backend,
+                |s| s.delete_table(family, &name),
+                || iptables::sweep(any, &name),
+            )
+        })
     }
 
     /// Shuts the host's loopback off from what arrives at a bridge, for as long as `address`
@@ -256,11 +243,8 @@ impl Rules {
             set: Some(SANDBOXES),
             chains: vec![Chain { name: "prerouting", hook: Hook::Arrival, rules: vec![rule] }],
         };
-        match self.nft(Backend::Auto, |s| s.describe(&table, Some(address))) {
-            Ok(()) => Ok(()),
-            Err(Trouble::Missing(e)) => iptables::add(address, &iptables::loopback(bridge), "-I", e),
-            Err(Trouble::Real(e)) => Err(refused("guard the loopback", e)),
-        }
+        let instead = || vec![iptables::loopback(bridge)];
+        self.make("guard the loopback", Backend::Auto, &table, address, instead)
     }
 
     /// Undoes [`Self::guard_loopback`] for `address`; for all when the bridge is gone, which
@@ -268,20 +252,20 @@ impl Rules {
     #[cfg(feature = "netavark")]
     pub(crate) fn leave_loopback(&self, bridge: &str, address: Option<IpAddr>) -> Result<(), PluginError> {
         let name = table_name("loopback", bridge);
-        let done = self.nft(Backend::Auto, |s| match address {
-            Some(address) => s.withdraw(Family::V4, &name, SANDBOXES, address),
-            None => s.delete_table(Family::V4, &name),
-        });
-        match (done, address) {
-            (Ok(()), _) => Ok(()),
+        self.unmake(
+            "end guarding the loopback",
+            Backend::Auto,
+            |s| match address {
+                Some(address) => s.withdraw(Family::V4, &name, SANDBOXES, address),
+                None => s.delete_table(Family::V4, &name),
+            },
             // The rule of the program knows no addresses and goes with the bridge.
-            (Err(Trouble::Missing(_)), Some(_)) => Ok(()),
-            (Err(Trouble::Missing(_)), None) => {
-                iptables::delete(Ipv4Addr::LOCALHOST.into(), &iptables::loopback(bridge));
-                Ok(())
-            }
-            (Err(Trouble::Real(e)), _) => Err(refused("end guarding the loopback", e)),
-        }
+            || {
+                if address.is_none() {
+                    iptables::delete(Ipv4Addr::LOCALHOST.into(), &iptables::loopback(bridge));
+                }
+            },
+        )
     }
 
     /// Lets nothing pass from a bridge's port but frames of one hardware address. One table
@@ -304,7 +288,7 @@ impl Rules {
     /// Undoes [`Self::hold_mac`].
     pub(crate) fn free_mac(&self, container: &str) -> Result<(), PluginError> {
         match self.nft(Backend::Auto, |s| s.delete_table(Family::Bridge, &table_name("mac", container))) {
-            Ok(()) | Err(Trouble::Missing(_)) => Ok(()),
+            Ok(_) | Err(Trouble::Missing(_)) => Ok(()),
             Err(Trouble::Real(e)) => Err(refused("end macspoofchk", e)),
         }
     }
@@ -315,7 +299,7 @@ impl Rules {
             let name = table_name(what, network);
             for (_, family) in FAMILIES {
                 match self.nft(Backend::Auto, |s| s.delete_table(family, &name)) {
-                    Ok(()) | Err(Trouble::Missing(_)) => {}
+                    Ok(_) | Err(Trouble::Missing(_)) => {}
                     Err(Trouble::Real(e)) => return Err(refused("remove rules", e)),
                 }
             }
@@ -334,7 +318,7 @@ impl Rules {
                 self.nft(Backend::Auto, |s| s.drops_by_default(family, "filter", "FORWARD")).unwrap_or(false);
             if by_nft || iptables::legacy_drops(any) {
                 for args in iptables::forwarding(bridge) {
-                    iptables::add(any, &args, "-I", None)?;
+                    iptables::add(any, &args, None)?;
                 }
             }
         }
@@ -350,6 +334,50 @@ impl Rules {
             if by_nft || iptables::legacy_drops(any) {
                 iptables::forwarding(bridge).iter().for_each(|args| iptables::delete(any, args));
             }
+        }
+    }
+
+    /// Makes rules for `address`: a table with it as a member of its set, if it has one, or
+    /// those of the program `instead`. `what` is for errors.
+    fn make(
+        &self,
+        what: &str,
+        backend: Backend,
+        table: &Table<'_>,
+        address: IpAddr,
+        instead: impl FnOnce() -> Vec<Args>,
+    ) -> Result<(), PluginError> {
+        match self.nft(backend, |s| s.describe(table, Some(address))) {
+            Ok(()) => {
+                self.by_nft.store(true, Ordering::Relaxed);
+                Ok(())
+            }
+            Err(Trouble::Missing(e)) => {
+                self.by_program.store(true, Ordering::Relaxed);
+                instead().iter().try_for_each(|args| iptables::add(address, args, e))
+            }
+            Err(Trouble::Real(e)) => Err(refused(what, e)),
+        }
+    }
+
+    /// Removes rules: `remove` says whether there were any, and `instead` removes those of the
+    /// program. A kernel can know of nftables and still not have had what it took to make them.
+    fn unmake(
+        &self,
+        what: &str,
+        backend: Backend,
+        remove: impl FnOnce(&mut Socket) -> Result<bool, Errno>,
+        instead: impl FnOnce(),
+    ) -> Result<(), PluginError> {
+        let [by_nft, by_program] = [&self.by_nft, &self.by_program].map(|by| by.load(Ordering::Relaxed));
+        let only_nft = backend == Backend::Nftables || by_nft && !by_program;
+        match self.nft(backend, remove) {
+            Ok(found) if found || only_nft => Ok(()),
+            Ok(_) | Err(Trouble::Missing(_)) => {
+                instead();
+                Ok(())
+            }
+            Err(Trouble::Real(e)) => Err(refused(what, e)),
         }
     }
 

@@ -14,6 +14,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use rustix::fs::CWD;
 use rustix::io::Errno;
@@ -95,6 +96,16 @@ fn has_parameter(name: &str) -> bool {
     Path::new("/sys/module/overlay/parameters").join(name).exists()
 }
 
+/// Before Linux 6.5, overlays take whatever parameter there is, look at it only when they are
+/// made, and refuse then with a line in the kernel's log.
+fn looks_at_parameters_late() -> bool {
+    static LATE: OnceLock<bool> = OnceLock::new();
+    *LATE.get_or_init(|| {
+        let context = kernel::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC);
+        context.is_ok_and(|fd| kernel::fsconfig_set_flag(&fd, "no_such_parameter").is_ok())
+    })
+}
+
 impl Overlay {
     /// Options that are words or numbers. Features that would let an upper
     /// directory refer to lower ones (`redirect_dir`, `metacopy`) or to its
@@ -149,6 +160,9 @@ impl Overlay {
         let upper = self.upper.iter().flat_map(|u| [&u.dir, &u.work]);
         if self.lowers.iter().chain(upper).any(|p| p.as_os_str().as_bytes().contains(&b'\\')) {
             // Whether a backslash here escapes depends on the kernel's version.
+            return Err(Errno::INVAL);
+        }
+        if looks_at_parameters_late() {
             return Err(Errno::INVAL);
         }
         let fd = kernel::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
