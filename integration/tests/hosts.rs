@@ -20,12 +20,13 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const MEMORY: &str = "33554432";
 
 fn main() -> ExitCode {
-    let unified: [suite::Case<Registry>; 7] = [
+    let unified: [suite::Case<Registry>; 8] = [
         ("layers_are_overlays", layers_are_overlays),
         ("runc_holds_limits", |registry| runtime_holds_limits(registry, "runc")),
         ("crun_holds_limits", |registry| runtime_holds_limits(registry, "crun")),
         ("a_service_divides_its_group", a_service_divides_its_group),
-        ("a_container_divides_its_group", a_container_divides_its_group),
+        ("a_container_divides_its_group", |registry| a_container_divides_its_group(registry, false)),
+        ("a_container_divides_its_namespace", |registry| a_container_divides_its_group(registry, true)),
         ("a_kill_leaves_no_groups", |registry| a_kill_leaves_no_groups(registry, Hierarchy::Unified)),
         ("a_bridge_without_nftables", a_bridge_without_nftables),
     ];
@@ -116,9 +117,13 @@ fn a_service_divides_its_group(registry: &Registry) -> Result<()> {
     pair.daemon.stop()
 }
 
-/// As its image does.
-fn a_container_divides_its_group(registry: &Registry) -> Result<()> {
-    let (_cgroup, group, before) = new_group("bk-container")?;
+/// As its image has it, in the host's cgroup namespace and in one of its own.
+fn a_container_divides_its_group(registry: &Registry, own_namespace: bool) -> Result<()> {
+    let (_cgroup, group, mut before) = new_group("bk-container")?;
+    if own_namespace {
+        before += "exec unshare --cgroup --mount sh -c \
+                   'umount /sys/fs/cgroup && mount -t cgroup2 cgroup /sys/fs/cgroup && exec \"$@\"' sh \"$@\"; ";
+    }
     let env = vec![("BUILDKIT_SETUP_CGROUPV2_ROOT".to_owned(), "1".to_owned())];
     let mut pair = Pair::start(registry, Options { before, env, ..Options::default() })?;
     lies_in(&pair, &group.join("init"))?;
