@@ -19,8 +19,10 @@ use crate::netlink::Socket;
 use crate::rules::Backend;
 
 /// The kernel joins a new port to its bridge a moment later. Until then packets are lost, and
-/// whoever sent them tries again after a second: how long and how often is looked.
-const WAIT: (Duration, Duration) = (Duration::from_secs(10), Duration::from_micros(500));
+/// whoever sent them tries again after a second: how long is looked, and how often at first and
+/// in the end. What looks holds the lock that joining takes.
+const WAIT: Duration = Duration::from_secs(10);
+const PAUSES: [Duration; 2] = [Duration::from_micros(500), Duration::from_millis(50)];
 
 /// Attempts to find a name that no other interface has.
 const NAMES: usize = 8;
@@ -112,12 +114,13 @@ pub(crate) fn pair(
 
 /// Waits until packets pass.
 pub(crate) fn wait_for(host: &mut Socket, name: &str) -> Result<(), PluginError> {
-    let deadline = Instant::now() + WAIT.0;
+    let (deadline, mut pause) = (Instant::now() + WAIT, PAUSES[0]);
     while !existing(host, name)?.works {
         if Instant::now() > deadline {
             return Err(PluginError::new(Code::TryAgain, format!("interface {name} does not come up")));
         }
-        std::thread::sleep(WAIT.1);
+        std::thread::sleep(pause);
+        pause = PAUSES[1].min(pause * 2);
     }
     Ok(())
 }

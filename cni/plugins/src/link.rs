@@ -27,6 +27,8 @@ const IFLA_TXQLEN: u16 = 13;
 const IFLA_OPERSTATE: u16 = 16;
 pub(crate) const IFLA_LINKINFO: u16 = 18;
 pub(crate) const IFLA_NET_NS_FD: u16 = 28;
+const IFLA_CARRIER: u16 = 33;
+const IFLA_CARRIER_CHANGES: u16 = 35;
 pub(crate) const IFLA_INFO_KIND: u16 = 1;
 pub(crate) const IFLA_INFO_DATA: u16 = 2;
 const VETH_INFO_PEER: u16 = 1;
@@ -52,6 +54,7 @@ const RTAX_MTU: u16 = 2;
 const RTAX_ADVMSS: u16 = 8;
 
 pub(crate) const AF_BRIDGE: u8 = 7;
+const IF_OPER_UNKNOWN: u8 = 0;
 const IF_OPER_UP: u8 = 6;
 const IFF_UP: u32 = 1;
 const IFF_PROMISC: u32 = 0x100;
@@ -174,13 +177,25 @@ fn format_mac(bytes: &[u8]) -> String {
     parts.join(":")
 }
 
+/// A link that has always had a carrier never gets a state, and works since it was set up.
+fn works(attrs: &[u8]) -> bool {
+    match attribute(attrs, IFLA_OPERSTATE) {
+        Some(&[IF_OPER_UP]) => true,
+        Some(&[IF_OPER_UNKNOWN]) => {
+            attribute(attrs, IFLA_CARRIER) == Some(&[1])
+                && attribute(attrs, IFLA_CARRIER_CHANGES) == Some(&[0; 4])
+        }
+        _ => false,
+    }
+}
+
 fn read_link(body: &[u8]) -> Option<Link> {
     let attrs = body.get(16..)?;
     let info = attribute(attrs, IFLA_LINKINFO).unwrap_or_default();
     Some(Link {
         index: u32_at(body, 4)?,
         up: u32_at(body, 8)? & IFF_UP != 0,
-        works: attribute(attrs, IFLA_OPERSTATE) == Some(&[IF_OPER_UP]),
+        works: works(attrs),
         name: attribute(attrs, IFLA_IFNAME).map(text_of).unwrap_or_default(),
         mac: attribute(attrs, IFLA_ADDRESS).map(format_mac).unwrap_or_default(),
         mtu: attribute(attrs, IFLA_MTU).and_then(|v| u32_at(v, 0)).unwrap_or_default(),
