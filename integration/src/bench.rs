@@ -8,7 +8,6 @@ use tempfile::TempDir;
 
 use crate::clients::{Buildctl, Buildx};
 use crate::daemon::{Daemon, Options};
-use crate::image::Image;
 use crate::process::Run;
 use crate::project::Project;
 use crate::registry::Registry;
@@ -40,8 +39,7 @@ impl Bench {
     /// # Errors
     /// When something does not come up.
     pub fn start(options: Options) -> Result<Self> {
-        let registry = Registry::start()?;
-        Image::busybox()?.push(registry.host(), "library/busybox", "latest")?;
+        let registry = Registry::with_busybox()?;
         let mirror = Some(registry.host().to_owned());
         let daemon = Daemon::start(Options { mirror, ..options })?;
         Ok(Self { buildx: Buildx::new(&daemon)?, buildctl: Buildctl::new(&daemon)?, daemon, registry })

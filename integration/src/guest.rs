@@ -2,7 +2,7 @@
 //! sees this machine's files, can write only in memory, and has nothing of its network. Its
 //! cgroups are mounted as asked, with controllers.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -43,11 +43,12 @@ pub fn inside() -> Option<Hierarchy> {
     Hierarchy::ALL.into_iter().find(|h| h.name() == name)
 }
 
-/// Runs this program with `args` in that kernel. It has to succeed.
+/// Runs the cases of this program in that kernel, one at a time: it has one processor. All
+/// have to succeed.
 ///
 /// # Errors
 /// When it does not, with all that has been said.
-pub fn run(hierarchy: Hierarchy, args: &[&str]) -> Result<()> {
+pub fn run(hierarchy: Hierarchy) -> Result<()> {
     let out = TempDir::with_prefix("bk-guest-")?;
     let own = std::env::current_exe().context("path of this program")?;
     let programs = places::programs()?;
@@ -60,7 +61,7 @@ pub fn run(hierarchy: Hierarchy, args: &[&str]) -> Result<()> {
         format!("BUILDKIT_TEST_BIN='{}'", programs.display()),
         format!("BUILDKIT_TEST_CACHE='{}'", places::cache().display()),
         format!("'{}'", own.display()),
-        args.join(" "),
+        "--test-threads=1".into(),
     ];
     std::fs::write(out.path().join("command"), command.join(" "))?;
     let words = [
@@ -82,8 +83,8 @@ pub fn run(hierarchy: Hierarchy, args: &[&str]) -> Result<()> {
     let program = places::provided(PathBuf::from(PROGRAM))?;
     let mut kernel = Service::start("kernel", &program, words, &[], out.path().join("log"))?;
     let status = out.path().join("status");
-    let ended = |path: &Path| std::fs::read_to_string(path).ok().filter(|text| text.ends_with('\n'));
-    let status = kernel.wait_until(PATIENCE, || ended(&status))?;
+    let ended = || std::fs::read_to_string(&status).ok().filter(|text| text.ends_with('\n'));
+    let status = kernel.wait_until(PATIENCE, ended)?;
     match status.trim() {
         "0" => Ok(()),
         status => bail!("ended with {status}:\n{}", kernel.log()),

@@ -9,6 +9,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::http::{self, Answer};
+use crate::image::Image;
 use crate::process::Service;
 
 /// Debian's `docker-registry` with storage of its own.
@@ -19,6 +20,16 @@ pub struct Registry {
 }
 
 impl Registry {
+    /// Starts one that has `busybox`, as `docker.io` has it.
+    ///
+    /// # Errors
+    /// When it does not come up or take the image.
+    pub fn with_busybox() -> Result<Self> {
+        let registry = Self::start()?;
+        Image::busybox()?.push(registry.host(), "library/busybox", "latest")?;
+        Ok(registry)
+    }
+
     /// Starts one on a free port.
     ///
     /// # Errors

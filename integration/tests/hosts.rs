@@ -9,7 +9,6 @@ use anyhow::{Context, Result, bail, ensure};
 use integration::bench::text;
 use integration::cgroup::Cgroup;
 use integration::guest::{self, Hierarchy};
-use integration::image::Image;
 use integration::process::{self, Reaped, Run};
 use integration::{Buildctl, Daemon, Net, Options, Project, Registry, suite, wait_for};
 use rustix::process::Signal;
@@ -35,21 +34,15 @@ fn main() -> ExitCode {
         ("a_kill_leaves_no_groups", |registry| a_kill_leaves_no_groups(registry, Hierarchy::Legacy)),
     ];
     let outside: [suite::Case<()>; 2] = [
-        ("with_one_hierarchy", |()| guest::run(Hierarchy::Unified, &["--test-threads=1"])),
-        ("with_many_hierarchies", |()| guest::run(Hierarchy::Legacy, &["--test-threads=1"])),
+        ("with_one_hierarchy", |()| guest::run(Hierarchy::Unified)),
+        ("with_many_hierarchies", |()| guest::run(Hierarchy::Legacy)),
     ];
-    let inside = |cases: &[suite::Case<Registry>]| suite::main(registry, cases, |_| Ok(()));
+    let inside = |cases: &[suite::Case<Registry>]| suite::main(Registry::with_busybox, cases, |_| Ok(()));
     match guest::inside() {
         Some(Hierarchy::Unified) => inside(&unified),
         Some(Hierarchy::Legacy) => inside(&legacy),
         None => suite::main(|| Ok(()), &outside, |()| Ok(())),
     }
-}
-
-fn registry() -> Result<Registry> {
-    let registry = Registry::start()?;
-    Image::busybox()?.push(registry.host(), "library/busybox", "latest")?;
-    Ok(registry)
 }
 
 /// A daemon and its client.
@@ -60,9 +53,8 @@ struct Pair {
 
 impl Pair {
     fn start(registry: &Registry, options: Options) -> Result<Self> {
-        let net = if options.net == Net::Cni { Net::Host } else { options.net };
         let mirror = Some(registry.host().to_owned());
-        let daemon = Daemon::start(Options { net, mirror, ..options })?;
+        let daemon = Daemon::start(Options { mirror, ..options })?;
         Ok(Self { client: Buildctl::new(&daemon)?, daemon })
     }
 
@@ -73,6 +65,11 @@ impl Pair {
         self.client.build(project.dir(), &[&output])?.ok()?;
         text(&out, name)
     }
+}
+
+/// Of a daemon whose steps are on the host's network.
+fn on_host() -> Options {
+    Options { net: Net::Host, ..Options::default() }
 }
 
 /// Where controllers have the groups of a daemon that was started in no particular one.
@@ -86,7 +83,7 @@ fn places(hierarchy: Hierarchy) -> Vec<PathBuf> {
 /// Files of lower layers are seen, changed and gone where upper ones say so, in a stack that
 /// would not fit into a page of options if all paths were whole.
 fn layers_are_overlays(registry: &Registry) -> Result<()> {
-    let mut pair = Pair::start(registry, Options::default())?;
+    let mut pair = Pair::start(registry, on_host())?;
     let steps: String = (0..40).map(|n| format!("COPY file /deep/{n}\n")).collect();
     let dockerfile = format!(
         "FROM busybox\n{steps}RUN ls /deep | wc -l > /count && rm /deep/7 && echo changed > /deep/8\n\
@@ -101,8 +98,7 @@ fn layers_are_overlays(registry: &Registry) -> Result<()> {
 }
 
 fn runtime_holds_limits(registry: &Registry, runtime: &str) -> Result<()> {
-    let mut pair =
-        Pair::start(registry, Options { worker: format!("binary = \"{runtime}\""), ..Options::default() })?;
+    let mut pair = Pair::start(registry, Options { worker: format!("binary = \"{runtime}\""), ..on_host() })?;
     holds_limits(&pair, Path::new(GROUPS))?;
     pair.daemon.stop()
 }
@@ -111,7 +107,7 @@ fn runtime_holds_limits(registry: &Registry, runtime: &str) -> Result<()> {
 fn a_service_divides_its_group(registry: &Registry) -> Result<()> {
     let (_cgroup, group, before) = new_group("bk-service")?;
     sys::xattr::set(&group, "trusted.delegate", b"1")?;
-    let mut pair = Pair::start(registry, Options { before, ..Options::default() })?;
+    let mut pair = Pair::start(registry, Options { before, ..on_host() })?;
     lies_in(&pair, &group.join("daemon"))?;
     holds_limits(&pair, &group)?;
     pair.daemon.stop()
@@ -125,7 +121,7 @@ fn a_container_divides_its_group(registry: &Registry, own_namespace: bool) -> Re
                    'umount /sys/fs/cgroup && mount -t cgroup2 cgroup /sys/fs/cgroup && exec \"$@\"' sh \"$@\"; ";
     }
     let env = vec![("BUILDKIT_SETUP_CGROUPV2_ROOT".to_owned(), "1".to_owned())];
-    let mut pair = Pair::start(registry, Options { before, env, ..Options::default() })?;
+    let mut pair = Pair::start(registry, Options { before, env, ..on_host() })?;
     lies_in(&pair, &group.join("init"))?;
     holds_limits(&pair, &group)?;
     pair.daemon.stop()
@@ -160,7 +156,7 @@ fn holds_limits(pair: &Pair, root: &Path) -> Result<()> {
 }
 
 fn limits_hold_in_all_hierarchies(registry: &Registry) -> Result<()> {
-    let mut pair = Pair::start(registry, Options::default())?;
+    let mut pair = Pair::start(registry, on_host())?;
     let root = Path::new(GROUPS);
     let running = Running::start(&pair, &root.join("memory"))?;
     let id = running.group.file_name().context("a group has a name")?;
@@ -176,7 +172,7 @@ fn limits_hold_in_all_hierarchies(registry: &Registry) -> Result<()> {
 /// What ran when the daemon was killed is ended by the next, with its groups.
 fn a_kill_leaves_no_groups(registry: &Registry, hierarchy: Hierarchy) -> Result<()> {
     let roots = places(hierarchy);
-    let mut pair = Pair::start(registry, Options::default())?;
+    let mut pair = Pair::start(registry, on_host())?;
     let root = roots.first().context("there are controllers")?;
     let running = Running::start(&pair, root)?;
     pair.daemon.crash()?;
@@ -190,7 +186,7 @@ fn a_kill_leaves_no_groups(registry: &Registry, hierarchy: Hierarchy) -> Result<
 fn a_bridge_without_nftables(registry: &Registry) -> Result<()> {
     let worker = "networkMode = \"bridge\"\nbridgeName = \"bkold0\"\nbridgeSubnet = \"10.229.7.0/24\"";
     let rules = || process::run(Command::new("iptables-save"))?.ok();
-    let options = Options { net: Net::Auto, worker: worker.into(), ..Options::default() };
+    let options = Options { net: Net::Auto, worker: worker.into(), ..on_host() };
     let mut pair = Pair::start(registry, options)?;
     let project = Project::new("FROM busybox\nRUN ip route > /route && ping -c 1 -w 30 10.229.7.1\n")?;
     let route = pair.file(&project, "route")?;

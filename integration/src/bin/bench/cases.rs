@@ -108,8 +108,7 @@ pub(crate) const CASES: &[Case] = &[
 impl Lab {
     /// Starts the registry and fills it.
     pub(crate) fn set_up(buildctl: PathBuf) -> Result<Self> {
-        let registry = Registry::start()?;
-        Image::busybox()?.push(registry.host(), "library/busybox", "latest")?;
+        let registry = Registry::with_busybox()?;
         Image::debian()?.push(registry.host(), "library/debian", "latest")?;
         images::push_layered(registry.host(), "library/layers", 12)?;
         Ok(Self { registry, buildctl, home: TempDir::with_prefix("bk-bench-home-")? })
